@@ -1,0 +1,49 @@
+# StreamForge lakehouse. `make help` lists what a newcomer needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format mutants clean lock render
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv with the pinned dependencies (done by the others by themselves)
+
+$(STAMP): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setting up $(VENV): about 170 pinned packages, a minute or two" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --progress-bar on --disable-pip-version-check --require-hashes --no-deps -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## play a company into the lake and compare with the truth (about a minute)
+	@$(BIN)/lakehouse demo
+
+test: $(STAMP) ## all tests
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## format, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## format and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+mutants: $(STAMP) ## sabotage the pipeline one way at a time and see each caught
+	@$(BIN)/python -m tests.mutants
+
+render: $(STAMP) ## write docs/data-dictionary.md from the declarations
+	@$(BIN)/lakehouse render dictionary --to docs
+
+lock: $(STAMP) ## pin the dependencies again, with hashes (needs uv)
+	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-header -o requirements.txt
+
+clean: ## remove what the demo left (the lake, the world)
+	@if [ -x $(BIN)/lakehouse ]; then $(BIN)/lakehouse clean --yes; else rm -rf .lakehouse; fi

@@ -1,0 +1,1 @@
+"""WHAT every table is: one declaration a table, as data."""

@@ -1,0 +1,1 @@
+"""WHEN: Airflow DAGs, each thin; the work is in `lakehouse`."""

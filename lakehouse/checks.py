@@ -1,0 +1,58 @@
+"""Blocking checks: declared rules, run in DuckDB on the staged Parquet files, before the commit that would publish them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+from pyiceberg.manifest import DataFile
+
+from lakehouse.declarations import Declaration
+from lakehouse.errors import ChecksFailed
+from lakehouse.queries import files_sql
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check over some rows: how many break it."""
+
+    name: str
+    violations: int
+
+
+def check_expressions(declared: Declaration) -> dict[str, str]:
+    """Every rule of a declaration as {name: SQL expression counting the rows that break it}, over one relation."""
+    key = ", ".join(f'"{c}"' for c in declared.primary_key)
+    rules = {f"unique({key})": f"count(*) - count(DISTINCT ({key}))"}
+    for column in declared.columns:
+        if column.required or column.name in declared.primary_key:
+            rules[f"not_null({column.name})"] = f'count(*) FILTER (WHERE "{column.name}" IS NULL)'
+        if column.accepted is not None:
+            values = ", ".join("'" + v.replace("'", "''") + "'" for v in column.accepted)
+            rules[f"accepted({column.name})"] = f'count(*) FILTER (WHERE "{column.name}" NOT IN ({values}))'
+    for check in declared.checks:
+        rules[check.name] = f"count(*) FILTER (WHERE ({check.sql}) IS NOT TRUE)"
+    return rules
+
+
+def run_checks(connection: duckdb.DuckDBPyConnection, declared: Declaration, relation: str) -> list[CheckResult]:
+    """Run every rule of the declaration over `relation` (an SQL table expression) in one pass."""
+    rules = check_expressions(declared)
+    counts = connection.execute(f"SELECT {', '.join(rules.values())} FROM {relation}").fetchone()
+    assert counts is not None
+    return [CheckResult(name, int(count)) for name, count in zip(rules, counts, strict=True)]
+
+
+def check_staged(connection: duckdb.DuckDBPyConnection, declared: Declaration, files: Sequence[DataFile]) -> None:
+    """Refuse staged files that break a declared rule.
+
+    Raises:
+        ChecksFailed: naming each rule broken and the number of rows; the batch is held, and advances nothing.
+    """
+    if not files:
+        return
+    results = run_checks(connection, declared, files_sql(f.file_path for f in files))
+    if broken := [r for r in results if r.violations]:
+        detail = "; ".join(f"{r.name}: {r.violations} rows" for r in broken)
+        raise ChecksFailed(f"{declared.table}: the batch was held, nothing was committed: {detail}. Rules: {declared.path}")

@@ -1,0 +1,309 @@
+"""Commands that do: demo, up, ingest, run, verify, scan, rollback."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from pydantic import SecretStr
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from lakehouse import parts
+from lakehouse.cli.app import AsJson, app, err, lake, out, print_json, print_rows
+from lakehouse.errors import ChecksFailed, UsageError
+from lakehouse.lake import Lake
+from lakehouse.queries import query
+from lakehouse.rollback import rollback_table
+from lakehouse.runner import Report
+from lakehouse.runner import run as run_tables
+from lakehouse.services import Services, embedded_services, find_services
+from lakehouse.settings import Settings
+
+Tables = Annotated[list[str] | None, typer.Argument(metavar="[TABLE]...", help="Tables (default: all).")]
+
+
+@contextlib.contextmanager
+def only_one(settings: Settings) -> Iterator[None]:
+    """Hold the home's lock, so that two demos do not deliver the same world twice."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (settings.home / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another lakehouse command works on {settings.home}; wait for it, or set LAKEHOUSE_HOME") from None
+        yield
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+@app.command()
+def demo(
+    customers: Annotated[int, typer.Option(min=20, help="Customers of the simulated world.")] = 150,
+    days: Annotated[int, typer.Option(min=20, help="Days that are played.")] = 60,
+    events: Annotated[int, typer.Option(min=1_000, help="Unique product events.")] = 520_000,
+    seed: Annotated[int, typer.Option(help="Seed of the world: the same seed plays the same world.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="In how many micro-batches the world is played.")] = 6,
+    as_json: AsJson = False,
+) -> None:
+    """Play a company through real parts into the lake: signed webhooks over HTTP, Kafka, a CRM; then compare with its truth.
+
+    It starts an embedded broker and a webhook receiver on free ports and stops them at the end. Run again, it goes on where it
+    was interrupted and otherwise changes nothing; `make clean` removes what it left.
+    """
+    opened = lake()
+    settings = opened.settings
+    started = time.monotonic()
+    with only_one(settings), _progress() as progress:
+        task = progress.add_task("building the world", total=None)
+
+        def say(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total or None)
+
+        # the receiver checks signatures against the simulated clock; the secret lives as long as this process
+        secret = SecretStr(f"whsec_{secrets.token_hex(16)}")
+        signed = settings.model_copy(update={"webhook_secrets": [secret]})
+
+        def services(clock: Callable[[], float]) -> AbstractContextManager[Services]:
+            return embedded_services(signed, lambda s: parts.writers().receiver(signed, s, clock))
+
+        def after_day(now: datetime) -> None:
+            parts.writers().ingest_crm(opened, settings.crm_database_url, seen_at=now)
+
+        def after_round(services: Services, now: datetime) -> None:
+            say("committing raw tables", 0, 0)
+            parts.writers().ingest(opened, services, seen_at=now)
+            run_tables(opened, on_report=lambda r: say(f"building {r.table}", 0, 0))
+
+        try:
+            played = parts.simulator().play(
+                settings.home / "world",
+                services,
+                after_day,
+                after_round,
+                webhook_secret=secret.get_secret_value(),
+                rounds=rounds,
+                progress=say,
+                customers=customers,
+                days=days,
+                product_events=events,
+                seed=seed,
+            )
+        except ValueError as error:  # the folder holds another world: its own message says what to do
+            raise UsageError(str(error)) from None
+        say("comparing with the truth", 0, 0)
+        verdict = _verify(opened)
+    seconds = time.monotonic() - started
+    if as_json:
+        print_json({"played": played, "verify": verdict, "seconds": round(seconds, 1)})
+    else:
+        _tell_demo(opened, played, verdict, seconds)
+    _judge(verdict)
+
+
+def _tell_demo(lake: Lake, played: dict[str, Any], verdict: dict[str, Any], seconds: float) -> None:
+    if played["rounds"]:
+        out.print(
+            f"Played {played['days']} days of {played['customers']} customers in {played['rounds']} rounds: "
+            f"{played['posted']:,} signed webhooks over HTTP, {played['produced']:,} Kafka records, "
+            f"{played['crm_changes']:,} CRM changes."
+        )
+    else:
+        out.print("This world was played before: nothing was sent, and nothing changed.")
+    counts = [(name, describe_rows(lake, name)) for name in lake.declarations]
+    print_rows(["table", "rows"], counts, title="\nthe lake")
+    _tell_verdict(verdict)
+    out.print(f"\n{seconds:.1f} s. Now ask it something:")
+    out.print('  lakehouse sql "SELECT plan, feature, lift FROM marts.upgrade_funnel ORDER BY lift DESC LIMIT 5"')
+    out.print("  lakehouse show product.events")
+
+
+def describe_rows(lake: Lake, name: str) -> int | None:
+    """Rows of a table by its newest snapshot; None if it does not exist."""
+    if not lake.exists(name):
+        return None
+    current = lake.load(name).current_snapshot()
+    return int(current.summary.additional_properties.get("total-records", "0")) if current and current.summary else 0
+
+
+@app.command()
+def up(
+    secret: Annotated[bool, typer.Option("--show-secret", help="Print the signing secret made for this run.")] = False,
+) -> None:
+    """Run the embedded services (Kafka broker, webhook receiver) until Ctrl-C; other commands find them by themselves."""
+    opened = lake()
+    settings = opened.settings
+    made = SecretStr(f"whsec_{secrets.token_hex(16)}")
+    signed = settings if settings.webhook_secrets else settings.model_copy(update={"webhook_secrets": [made]})
+    with embedded_services(signed, lambda s: parts.writers().receiver(signed, s, time.time)) as services:
+        out.print(f"Kafka        {services.bootstrap}  (topics {services.product_topic}, {services.stripe_topic})")
+        out.print(f"webhooks     {services.webhook_url}")
+        if secret and not settings.webhook_secrets:
+            out.print(f"secret       {made.get_secret_value()}")
+        out.print("The broker keeps its log in memory: run `lakehouse ingest` before you stop it. Ctrl-C stops.")
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+
+
+@app.command()
+def ingest(tables: Tables = None, as_json: AsJson = False) -> None:
+    """Commit what the sources (Kafka topics, CRM) hold now to the raw tables, from the tables' own positions on."""
+    opened = lake()
+    services = find_services(opened.settings)
+    with _progress() as progress:
+        task = progress.add_task("ingesting", total=None)
+        rows = 0
+
+        def told(batch: Any) -> None:
+            nonlocal rows
+            rows += batch.rows
+            progress.update(task, description=f"{batch.table}: {rows:,} rows committed")
+
+        batches = [msgspec.to_builtins(b) for b in parts.writers().ingest(opened, services, tables or (), told)]
+    if as_json:
+        print_json(batches)
+        return
+    print_rows(
+        ["table", "snapshot", "rows", "payload bytes"],
+        [[b["table"], str(b["snapshot_id"] or "nothing new"), b["rows"], b["payload_bytes"]] for b in batches],
+    )
+
+
+@app.command()
+def run(tables: Tables = None, as_json: AsJson = False) -> None:
+    """Build the tables from what is new in their inputs, in order, until they have caught up. Again is harmless."""
+    opened = lake()
+    with _progress() as progress:
+        task = progress.add_task("building", total=None)
+
+        def told(report: Report) -> None:
+            progress.update(task, description=f"{report.table}: {report.rows:,} rows")
+
+        reports = run_tables(opened, tables or (), told)
+    if as_json:
+        print_json([msgspec.to_builtins(r) for r in reports])
+        return
+    print_rows(
+        ["table", "snapshot", "new input rows", "rows written", "rejected", "files +", "files -", "seconds"],
+        [
+            [
+                r.table,
+                str(r.snapshot_id or "up to date"),
+                r.new_input_rows,
+                r.rows,
+                r.rejected,
+                r.files_added,
+                r.files_removed,
+                f"{r.seconds:.2f}",
+            ]
+            for r in reports
+        ],
+    )
+
+
+def _verify(lake: Lake) -> dict[str, Any]:
+    if not (lake.settings.home / "world" / "truth" / "truth.json").exists():
+        raise UsageError(f"{lake.settings.home} holds no world to compare with; play one: lakehouse demo")
+    return parts.simulator().verify(lake.settings.home / "world", lambda text: query(lake, text))
+
+
+def _judge(verdict: dict[str, Any]) -> None:
+    if verdict["problems"]:
+        raise ChecksFailed("the lake differs from the truth: " + "; ".join(verdict["problems"]))
+
+
+@app.command()
+def verify(as_json: AsJson = False) -> None:
+    """Compare the lake with the truth of the world that `demo` played; exit 3 if anything is missing, doubled or wrong."""
+    opened = lake()
+    verdict = _verify(opened)
+    if as_json:
+        print_json(verdict)
+    else:
+        _tell_verdict(verdict)
+    _judge(verdict)
+
+
+def _tell_verdict(verdict: dict[str, Any]) -> None:
+    rows = [
+        [section, key, value]
+        for section, values in verdict.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    shown = [
+        [s if i == 0 or rows[i - 1][0] != s else "", k, f"{v:.6f}" if isinstance(v, float) else v]
+        for i, (s, k, v) in enumerate(rows)
+    ]
+    print_rows(["compared with the truth", "", ""], shown, title="")
+    out.print("[green]all of it agrees[/]" if not verdict["problems"] else f"[red]{'; '.join(verdict['problems'])}[/]")
+
+
+@app.command()
+def scan(tables: Tables = None, as_json: AsJson = False) -> None:
+    """Run the Soda contracts rendered from the declarations on the Iceberg tables; exit 3 if a check fails."""
+    from lakehouse.scan import scan as scan_table  # Soda takes a second to import
+
+    opened = lake()
+    reports = [scan_table(opened, name) for name in (tables or list(opened.existing()))]
+    if as_json:
+        print_json([msgspec.to_builtins(r) for r in reports])
+    else:
+        print_rows(
+            ["table", "passed", "failed"], [[r.table, r.passed, ", ".join(n for n, _ in r.failed) or "-"] for r in reports]
+        )
+    if failed := [r.table for r in reports if r.failed]:
+        raise ChecksFailed(f"checks failed on {', '.join(failed)}")
+
+
+@app.command()
+def rollback(
+    table: Annotated[str, typer.Argument(metavar="TABLE")],
+    snapshot: Annotated[int, typer.Argument(metavar="SNAPSHOT", help="A snapshot of the table's history: lakehouse show TABLE.")],
+    as_json: AsJson = False,
+) -> None:
+    """Set a table back to a snapshot together with the positions it had then, so that nothing is lost or read twice."""
+    positions = rollback_table(lake(), table, snapshot)
+    if as_json:
+        print_json({"table": table, "snapshot_id": snapshot, "positions": positions})
+        return
+    out.print(f"{table} is at snapshot {snapshot} again, and goes on from {positions or 'the beginning'}")
+
+
+@app.command()
+def clean(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Remove all local state (LAKEHOUSE_HOME) of the embedded profile: the lake, the world, the services' files."""
+    settings = lake().settings
+    if settings.profile != "embedded":
+        raise UsageError("clean removes the embedded profile's folder only")
+    home: Path = settings.home
+    if not home.exists():
+        out.print(f"{home} does not exist: nothing to remove")
+        return
+    if not (home / "lock").exists():
+        raise UsageError(f"{home} does not look like a lakehouse home (it has no lock file); remove it by hand")
+    if yes or typer.confirm(f"Remove {home} and all that is in it?"):
+        with only_one(settings):
+            shutil.rmtree(home)
+        out.print(f"removed {home}")

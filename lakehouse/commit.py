@@ -1,0 +1,239 @@
+"""The one commit path: these staged files, this table, advance these positions from the values read to the values reached.
+
+Data and positions land in the same Iceberg commit, or not at all. Two kinds:
+
+- append at position: accepted only if the positions still hold what the job read when it began;
+- rewrite at base: besides, the files it planned on are still live, and no file was added in its scope since its base.
+
+pyiceberg's own retry is not used: it drops the snapshot requirement and rebases, so that a zombie's append of the same
+offsets succeeds, and after a lost response it deletes manifests that are live. This loop reloads, checks, and commits with
+no library retry; the catalog's compare-and-swap closes the gap between the check and the commit, because every commit
+that moves a position also moves the snapshot, and `main` must still be at the snapshot that was checked. The same loop
+serves SQL, REST and Glue catalogs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.manifest import DataFile, ManifestEntryStatus
+from pyiceberg.table import Table
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.update import AssertTableUUID
+from pyiceberg.typedef import Record
+
+from lakehouse.errors import CommitUnresolved, Fenced, Replan
+from lakehouse.lake import Run
+from lakehouse.positions import (
+    TopicPartition,
+    Vector,
+    dump_vector,
+    position_properties,
+    read_positions,
+    refuse_rolled_back,
+    vector_of,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 60
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.02, 2.0
+
+Scope = frozenset[tuple[int, Record]] | Literal["table"]
+"""Where a rewrite must have been alone since its base: (spec id, partition) pairs, or the whole table."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one commit does.
+
+    consumer: whose positions advance. expected: the vector the job read when it began; reached: where it stands now.
+    base: for a rewrite, the snapshot it planned on (None only if the table had none); scope: where it must have been alone.
+    rewrite: False is an append at position. inputs: snapshot ids of what it read. sources: origin of each topic.
+    """
+
+    consumer: str
+    expected: Vector
+    reached: Vector
+    add: Sequence[DataFile] = ()
+    remove: Sequence[DataFile] = ()
+    rewrite: bool = False
+    base: int | None = None
+    scope: Scope = "table"
+    inputs: Mapping[str, int] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    note: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a commit did: its snapshot, None when there was nothing to do; and how often others were in its way."""
+
+    snapshot_id: int | None
+    conflicts: int = 0
+    unknown_outcomes: int = 0
+
+
+def scope_of(files: Sequence[DataFile]) -> frozenset[tuple[int, Record]]:
+    """The scope made of the partitions that `files` lie in."""
+    return frozenset((f.spec_id, f.partition) for f in files)
+
+
+def commit(table: Table, run: Run, change: Change) -> Committed:
+    """Publish `change`, exactly once, whatever other writers do and whatever answer is lost.
+
+    `table` is refreshed. Nothing happens when there is neither a file nor a position to change.
+
+    Raises:
+        Fenced: the positions have moved: another writer did this work, drop the buffer.
+        Replan: (rewrites) the base is outdated where it matters; plan again on the present state.
+        RolledBack: the table was rolled back without its positions.
+        CommitUnresolved: the catalog stayed away; files are kept, run the job again.
+    """
+    name = ".".join(table.name())
+    expected = dict(change.expected)
+    moves = {k: v for k, v in change.reached.items() if expected.get(k, 0) != v or k not in expected}
+    if not (moves or change.add or change.remove):
+        return Committed(None)
+    if backwards := {k: v for k, v in moves.items() if v < expected.get(k, 0)}:
+        raise Fenced(f"{name}: {change.consumer} would go back at {backwards}; positions only advance")
+    attempted: list[int] = []
+    conflicts = unknown = 0
+    wait = FIRST_WAIT_SECONDS
+    last_error: BaseException | None = None
+    for attempt in range(MAX_ATTEMPTS):
+        if attempt:
+            time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+            wait = min(wait * 2, LONGEST_WAIT_SECONDS)
+        try:
+            table.refresh()
+        except Exception as error:  # an unreachable catalog says nothing about the commit: try to learn again
+            last_error = error
+            continue
+        if landed := _landed(table, attempted):
+            return Committed(landed, conflicts, unknown)
+        refuse_rolled_back(name, table.metadata)
+        _refuse_fenced(name, table.metadata, change.consumer, expected, change.reached)
+        if change.rewrite:
+            _refuse_outdated(name, table, change)
+        try:
+            attempted.append(_attempt(table, run, change))
+        except _Attempted as failure:
+            attempted.append(failure.snapshot_id)
+            last_error = failure.__cause__
+            # A refusal is clean only if the catalog says so; anything else (timeout, lost response) may have landed.
+            # Either way the next turn looks for our own snapshot before it does anything else.
+            if isinstance(last_error, CommitFailedException):
+                conflicts += 1
+            else:
+                unknown += 1
+                log.warning("%s: outcome of a commit unknown (%s), looking it up", name, type(last_error).__name__)
+            continue
+        return Committed(attempted[-1], conflicts, unknown)
+    raise CommitUnresolved(
+        f"{name}: no commit in {MAX_ATTEMPTS} attempts ({conflicts} conflicts, {unknown} unknown outcomes; last: "
+        f"{type(last_error).__name__}). Staged files were kept; run the job again"
+    ) from last_error
+
+
+class _Attempted(Exception):
+    """An attempt with this snapshot id raised; `__cause__` says what."""
+
+    def __init__(self, snapshot_id: int) -> None:
+        super().__init__(snapshot_id)
+        self.snapshot_id = snapshot_id
+
+
+def _attempt(table: Table, run: Run, change: Change) -> int:
+    """Build one snapshot on the table as loaded and send it, once. Returns its snapshot id."""
+    metadata = table.metadata
+    vectors = {c: {k: p.next_offset for k, p in v.items()} for c, v in read_positions(metadata).items()}
+    vectors[change.consumer] = {**vectors.get(change.consumer, {}), **change.reached}
+    summary = {
+        "lakehouse.kind": "rewrite" if change.rewrite else "append",
+        "lakehouse.run-id": run.run_id,
+        "lakehouse.code-version": run.code_version,
+        "lakehouse.positions": json.dumps({c: dump_vector(v) for c, v in sorted(vectors.items())}),
+        "lakehouse.inputs": json.dumps({k: str(v) for k, v in sorted(change.inputs.items())}),
+        **{f"lakehouse.{k}": v for k, v in change.note.items()},
+    }
+    transaction = table.transaction()
+    update = transaction.update_snapshot(snapshot_properties=summary)
+    producer = update.overwrite() if change.remove else update.merge_append()
+    for file in change.add:
+        producer.append_data_file(file)
+    for file in change.remove:
+        producer.delete_data_file(file)
+    snapshot_id = producer.snapshot_id
+    try:
+        producer.commit()  # stages the snapshot in the transaction; sends nothing
+        sequence = metadata.next_sequence_number()
+        transaction.set_properties(position_properties(change.consumer, change.reached, sequence, change.sources))
+        requirements = (*transaction._requirements, AssertTableUUID(uuid=metadata.table_uuid))
+        table._do_commit(updates=transaction._updates, requirements=requirements)
+    except Exception as error:
+        raise _Attempted(snapshot_id) from error
+    return snapshot_id
+
+
+def _landed(table: Table, attempted: Sequence[int]) -> int | None:
+    """The attempted snapshot that is in the table's history, if any: a lost answer was a yes."""
+    return next((i for i in reversed(attempted) if table.metadata.snapshot_by_id(i) is not None), None)
+
+
+def _refuse_fenced(
+    name: str, metadata: TableMetadata, consumer: str, expected: Mapping[TopicPartition, int], reached: Vector
+) -> None:
+    """The fence: every partition concerned must stand where the job found it."""
+    present = vector_of(metadata, consumer)
+    for key in sorted({*expected, *reached}):
+        if present.get(key, 0) != expected.get(key, 0):
+            raise Fenced(
+                f"{name}: {consumer} began {key[0]}[{key[1]}] at offset {expected.get(key, 0)}, but the table now stands at "
+                f"{present.get(key, 0)}: another writer went on. Nothing was committed; start again from the table's positions"
+            )
+
+
+def _refuse_outdated(name: str, table: Table, change: Change) -> None:
+    """A rewrite must have been alone in its scope, and its files must be live: look only at what came since its base."""
+    current = table.current_snapshot()
+    if (current.snapshot_id if current else None) == change.base:
+        return
+    planned = {f.file_path for f in change.remove}
+    for snapshot in _since(name, table, change.base):
+        for manifest in snapshot.manifests(table.io):
+            if manifest.added_snapshot_id != snapshot.snapshot_id:
+                continue
+            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=False):
+                if entry.snapshot_id != snapshot.snapshot_id:
+                    continue  # carried over when manifests were merged
+                file = entry.data_file
+                if entry.status == ManifestEntryStatus.DELETED and file.file_path in planned:
+                    raise Replan(f"{name}: a file that the rewrite planned on was replaced meanwhile; plan again")
+                if entry.status == ManifestEntryStatus.ADDED and (
+                    change.scope == "table" or (file.spec_id, file.partition) in change.scope
+                ):
+                    raise Replan(f"{name}: files were added in the rewrite's scope since its base; plan again")
+
+
+def _since(name: str, table: Table, base: int | None) -> list[Snapshot]:
+    """The snapshots after `base` up to the current one."""
+    found: list[Snapshot] = []
+    snapshot = table.current_snapshot()
+    while snapshot is not None and snapshot.snapshot_id != base:
+        found.append(snapshot)
+        parent = snapshot.parent_snapshot_id
+        snapshot = table.snapshot_by_id(parent) if parent is not None else None
+        if snapshot is None and parent is not None:
+            raise Replan(f"{name}: the base snapshot of the rewrite has expired; plan again")
+    if snapshot is None and base is not None:
+        raise Replan(f"{name}: the base snapshot of the rewrite is no longer in the table's history; plan again")
+    return found

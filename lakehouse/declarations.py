@@ -1,0 +1,301 @@
+"""Table declarations: `catalog/<layer>/<table>.yaml`, loaded strictly, and rendered to Iceberg schema, spec and order.
+
+A declaration is the one place where a table's columns, keys, partitioning, retention, owner and checks are written.
+pyiceberg drops unknown keys silently, so everything is checked here first; an error names file and column.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table.sorting import SortField, SortOrder
+from pyiceberg.transforms import IdentityTransform, parse_transform
+from pyiceberg.types import IcebergType, ListType, NestedField, StructType
+
+from lakehouse.errors import DeclarationError, UsageError
+
+LAYERS = ("raw", "billing", "product", "marts", "ops")
+
+Pii = Literal["none", "pseudonymous", "personal", "restricted"]
+"""none: says nothing of a person; pseudonymous: an id of a person or account; personal: masked by default;
+restricted: free payloads, e-mail and card data, readable by a named role only."""
+
+
+class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One column: Iceberg type string (or nested mapping), meaning, PII class."""
+
+    name: str
+    type: str | dict[str, Any]
+    doc: str
+    pii: Pii
+    required: bool = False
+    accepted: list[str] | None = None
+
+
+class PartitionBy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One partition field: a column and an Iceberg transform, e.g. `day` or `bucket[8]`."""
+
+    column: str
+    transform: str = "identity"
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A blocking check: an SQL expression that must be true for every staged row (NULL counts as false)."""
+
+    name: str
+    sql: str
+
+
+class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the table is written, and which new rows set off the work.
+
+    mode:
+      append   rows at new positions (raw);
+      insert   rows whose primary key is not there yet (an idempotent append);
+      merge    all rows of the touched keys (`by`) are replaced by what the transform returns for them;
+      replace  the whole content is replaced;
+      custom   the transform plans its own files (product.events).
+    driver: the input table whose new rows set off the work; by: {column of this table: column of the driver}.
+    """
+
+    mode: Literal["append", "insert", "merge", "replace", "custom"]
+    driver: str | None = None
+    by: dict[str, str] = {}
+    where: str | None = None
+
+
+class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One table, whole."""
+
+    table: str
+    doc: str
+    owner: str
+    grain: str
+    primary_key: list[str]
+    build: Build
+    columns: list[Column]
+    partition: list[PartitionBy] = []
+    sort: list[str] = []
+    retention_days: int | None = None
+    freshness_minutes: int | None = None
+    checks: list[Check] = []
+    path: str = ""
+
+    @property
+    def layer(self) -> str:
+        """The namespace: raw, billing, product, marts or ops."""
+        return self.table.partition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """The table's name without its layer."""
+        return self.table.partition(".")[2]
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns, in order."""
+        return [c.name for c in self.columns]
+
+    def schema(self) -> Schema:
+        """The Iceberg schema; field ids are given in order of declaration."""
+        ids = itertools.count(1)
+        top = [(next(ids), c) for c in self.columns]
+        fields = [
+            NestedField(
+                field_id=i,
+                name=c.name,
+                field_type=_iceberg_type(c.type, ids),
+                required=c.required or c.name in self.primary_key,
+                doc=c.doc,
+            )
+            for i, c in top
+        ]
+        return Schema(*fields, identifier_field_ids=[i for i, c in top if c.name in self.primary_key])
+
+    def partition_spec(self, schema: Schema) -> PartitionSpec:
+        """The Iceberg partition spec over `schema`."""
+        return PartitionSpec(
+            *(
+                PartitionField(
+                    source_id=schema.find_field(p.column).field_id,
+                    field_id=PARTITION_FIELD_ID_START + i,
+                    transform=parse_transform(p.transform),
+                    name=p.column if p.transform == "identity" else f"{p.column}_{p.transform.partition('[')[0]}",
+                )
+                for i, p in enumerate(self.partition)
+            )
+        )
+
+    def sort_order(self, schema: Schema) -> SortOrder:
+        """The Iceberg sort order over `schema` (ascending)."""
+        return SortOrder(*(SortField(source_id=schema.find_field(c).field_id, transform=IdentityTransform()) for c in self.sort))
+
+
+class _SharedColumns(msgspec.Struct, forbid_unknown_fields=True):
+    columns: list[Column]
+
+
+def _iceberg_type(spec: str | dict[str, Any], ids: Iterator[int]) -> IcebergType:
+    """Build an Iceberg type from its name, or from Iceberg's JSON form without ids (list and struct)."""
+    if isinstance(spec, str):
+        # pyiceberg's own parser: `decimal(18, 2)`, `fixed[16]`, `timestamptz`, ...
+        return IcebergType.model_validate(spec)
+    unknown = set(spec) - {"type", "element", "fields"}
+    if unknown:
+        raise ValueError(f"unknown key {sorted(unknown)} in a nested type")
+    if spec.get("type") == "list":
+        return ListType(element_id=next(ids), element=_iceberg_type(spec["element"], ids), element_required=True)
+    if spec.get("type") == "struct":
+        return StructType(
+            *(
+                NestedField(next(ids), f["name"], _iceberg_type(f["type"], ids), required=bool(f.get("required", False)))
+                for f in spec["fields"]
+            )
+        )
+    raise ValueError(f"unknown nested type {spec.get('type')!r}; use list or struct")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise DeclarationError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _expand(path: Path, content: Any, shared: dict[str, Column]) -> Any:
+    """Replace `use: NAME` by the shared column of that name; what stands beside it overrides."""
+    if not isinstance(content, dict) or not isinstance(content.get("columns"), list):
+        raise DeclarationError(f"{path}: a declaration is a mapping with a list `columns`")
+    columns = []
+    for i, column in enumerate(content["columns"]):
+        if not isinstance(column, dict):
+            raise DeclarationError(f"{path}: columns[{i}] is not a mapping")
+        if "use" in column:
+            source = shared.get(column["use"])
+            if source is None:
+                raise DeclarationError(f"{path}: column {column['use']!r} is not in columns.yaml")
+            column = msgspec.to_builtins(source) | {k: v for k, v in column.items() if k != "use"}
+        for missing in [k for k in ("name", "type", "doc", "pii") if k not in column]:
+            what = "has no PII class (`pii:`)" if missing == "pii" else f"has no `{missing}:`"
+            raise DeclarationError(f"{path}: column {column.get('name', f'#{i}')!r} {what}")
+        columns.append(column)
+    return content | {"columns": columns}
+
+
+def _validate(path: Path, content: Any) -> Declaration:
+    """Check one expanded declaration and everything that Iceberg will be given from it."""
+    try:
+        declared = msgspec.convert(content, Declaration)
+    except msgspec.ValidationError as error:
+        raise DeclarationError(f"{path}: {_name_column(str(error), content)}") from None
+    declared = msgspec.structs.replace(declared, path=str(path))
+    expected = f"{path.parent.name}.{path.stem}"
+    if declared.table != expected or declared.layer not in LAYERS:
+        raise DeclarationError(f"{path}: table is {declared.table!r}, but the file's place says {expected!r}")
+    names = declared.column_names
+    if doubled := sorted({n for n in names if names.count(n) > 1}):
+        raise DeclarationError(f"{path}: column {doubled[0]!r} is declared twice")
+    if not declared.primary_key:
+        raise DeclarationError(f"{path}: primary_key is empty")
+    for role, used in {
+        "primary_key": declared.primary_key,
+        "sort": declared.sort,
+        "partition": [p.column for p in declared.partition],
+        "build.by": list(declared.build.by),
+    }.items():
+        for column in used:
+            if column not in names:
+                close = difflib.get_close_matches(column, names, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise DeclarationError(f"{path}: {role} names column {column!r}, which is not declared{hint}")
+    for c in declared.columns:
+        try:
+            _iceberg_type(c.type, itertools.count(1))
+        except Exception:  # pydantic, KeyError, ValueError: each means the same to the reader
+            raise DeclarationError(f"{path}: column {c.name!r}: unknown type {c.type!r}") from None
+    for part in declared.partition:
+        try:
+            parse_transform(part.transform)
+            schema = declared.schema()
+            transform = parse_transform(part.transform)
+            if not transform.can_transform(schema.find_type(part.column)):
+                raise ValueError(part.transform)
+        except Exception:
+            raise DeclarationError(
+                f"{path}: partition on {part.column!r}: transform {part.transform!r} is unknown or does not fit its type"
+            ) from None
+    if declared.build.mode == "merge" and not (declared.build.driver and declared.build.by):
+        raise DeclarationError(f"{path}: build.mode merge needs `driver` and `by`")
+    return declared
+
+
+def _name_column(message: str, content: Any) -> str:
+    """Turn msgspec's `$.columns[3]` into the column's name."""
+    for i, column in enumerate(content["columns"]):
+        message = message.replace(f"`$.columns[{i}]`", f"column {column.get('name')!r}")
+        message = message.replace(f"`$.columns[{i}].", f"column {column.get('name')!r} at `")
+    return message
+
+
+def load_declarations(catalog_dir: Path) -> dict[str, Declaration]:
+    """Load and check every declaration below `catalog_dir`.
+
+    Returns:
+        {"layer.table": Declaration}, in the order of LAYERS, then by name.
+
+    Raises:
+        DeclarationError: naming the file and the column, for an unknown key, an unknown type, a missing PII class, a key
+            column that is not declared, a table whose file is in the wrong place.
+    """
+    if not catalog_dir.is_dir():
+        raise UsageError(f"LAKEHOUSE_CATALOG_DIR: {catalog_dir} is not a folder")
+    shared_path = catalog_dir / "columns.yaml"
+    shared: dict[str, Column] = {}
+    if shared_path.is_file():
+        try:
+            columns = msgspec.convert(_read_yaml(shared_path), _SharedColumns).columns
+        except msgspec.ValidationError as error:
+            raise DeclarationError(f"{shared_path}: {error}") from None
+        shared = {c.name: c for c in columns}
+    tables = {}
+    for layer in LAYERS:
+        for path in sorted((catalog_dir / layer).glob("*.yaml")):
+            declared = _validate(path, _expand(path, _read_yaml(path), shared))
+            tables[declared.table] = declared
+    if not tables:
+        raise DeclarationError(f"{catalog_dir}: no declarations found")
+    for declared in tables.values():
+        if declared.build.driver and declared.build.driver not in tables:
+            raise DeclarationError(f"{declared.path}: build.driver {declared.build.driver!r} is not a declared table")
+    return tables
+
+
+@cache
+def load_reference(catalog_dir: Path, name: str) -> Any:
+    """Reference data `catalog/reference/<name>.yaml` (plans, entitlements, Stripe paths), as plain Python values."""
+    path = catalog_dir / "reference" / f"{name}.yaml"
+    if not path.is_file():
+        raise DeclarationError(f"{path}: no such reference data")
+    return _read_yaml(path)
+
+
+def get_table(tables: dict[str, Declaration], name: str) -> Declaration:
+    """The declaration of `name`.
+
+    Raises:
+        UsageError: no such table; the message names the closest one.
+    """
+    if name in tables:
+        return tables[name]
+    close = difflib.get_close_matches(name, tables, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}?" if close else "see: lakehouse status"
+    raise UsageError(f"no table {name!r}; {hint}")

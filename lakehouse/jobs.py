@@ -1,0 +1,62 @@
+"""The jobs an orchestrator runs: each is one call, reads its settings from the environment, and can be run again.
+
+Failures are `Retryable` (run it again) or `Terminal` (a person must act): see lakehouse.errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lakehouse import parts
+from lakehouse.lake import open_lake
+from lakehouse.runner import run
+from lakehouse.services import find_services
+from lakehouse.settings import load_settings
+from lakehouse.transforms import load_transforms
+
+
+def sources() -> list[str]:
+    """The raw tables that writers fill."""
+    return list(parts.writers().SOURCES)
+
+
+def tables() -> dict[str, list[str]]:
+    """The tables that transforms fill, in order: {table: the tables it is made from}; no I/O beyond the project's files."""
+    from lakehouse.transforms import upstream
+
+    settings = load_settings()
+    declarations = open_lake(settings).declarations
+    return {
+        name: list(upstream(declarations[name], transform))
+        for name, transform in load_transforms(settings.transforms_dir, declarations).items()
+    }
+
+
+def ingest_source(name: str) -> list[dict[str, Any]]:
+    """Commit what one source holds now to its raw table; returns the batches."""
+    settings = load_settings()
+    batches = parts.writers().ingest(open_lake(settings), find_services(settings), [name])
+    return [msgspec.to_builtins(b) for b in batches]
+
+
+def run_table(name: str) -> list[dict[str, Any]]:
+    """Advance one table until it has caught up with its inputs; returns the reports."""
+    return [msgspec.to_builtins(r) for r in run(open_lake(load_settings()), [name])]
+
+
+def scan_table(name: str) -> dict[str, Any]:
+    """Hold the published table to its Soda contract; returns the report.
+
+    Raises:
+        ChecksFailed: naming each check that failed or could not be evaluated.
+    """
+    from lakehouse.errors import ChecksFailed
+    from lakehouse.scan import scan
+
+    report = scan(open_lake(load_settings()), name)
+    if report.failed:
+        detail = "; ".join(f"{check}: {found}" for check, found in report.failed)
+        raise ChecksFailed(f"{name}: the published table breaks its contract: {detail}")
+    return {"table": report.table, "passed": report.passed}

@@ -1,0 +1,217 @@
+"""The lake: declared tables in an Iceberg catalog. Opening, creating, evolving and finding snapshots; no commit of data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
+
+from lakehouse.declarations import Declaration, get_table, load_declarations
+from lakehouse.errors import Terminal, UsageError
+from lakehouse.positions import Vector, load_vector, refuse_rolled_back, vector_of
+from lakehouse.settings import ROOT, Settings
+
+TABLE_PROPERTIES = {
+    "format-version": "2",  # Snowflake reads v2 only
+    # Our own loop retries (lakehouse/commit.py); the library's would drop the snapshot requirement and rebase.
+    "commit.retry.num-retries": "0",
+    "commit.manifest-merge.enabled": "true",
+    "commit.manifest.min-count-to-merge": "20",  # planning reads every manifest: keep them few
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "100",
+    "write.parquet.compression-codec": "zstd",
+    "write.parquet.compression-level": "1",
+}
+
+
+def code_version() -> str:
+    """The version of the code that runs: the git commit, with `+` if the tree is dirty, or the distribution's version."""
+    if version := os.environ.get("STREAMFORGE_CODE_VERSION"):
+        return version
+    try:
+        head = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return head.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        from importlib.metadata import version as distribution_version
+
+        return distribution_version("streamforge-lakehouse")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every commit of one run records: its id and the code that ran."""
+
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    code_version: str = field(default_factory=code_version)
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The declared tables and the Iceberg catalog they live in."""
+
+    settings: Settings
+    declarations: Mapping[str, Declaration]
+    run: Run
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The Iceberg catalog, connected on first use."""
+        settings = self.settings
+        if settings.profile == "aws":
+            return load_catalog(
+                "lake",
+                type="glue",
+                warehouse=settings.iceberg_warehouse,
+                # botocore must not retry an UpdateTable whose response was lost: it would report a conflict with itself.
+                **{"glue.max-retries": "0"},
+            )
+        uri = settings.iceberg_catalog_uri
+        if not uri.startswith("sqlite:"):
+            return load_catalog("lake", type="rest", uri=uri, warehouse=settings.iceberg_warehouse)
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        # several processes commit to one SQLite file: wait for its lock instead of failing at once
+        return load_catalog("lake", type="sql", uri=f"{uri}?timeout=30", warehouse=settings.iceberg_warehouse)
+
+    def declaration(self, name: str) -> Declaration:
+        """The declaration of a table; UsageError if there is none."""
+        return get_table(dict(self.declarations), name)
+
+    def exists(self, name: str) -> bool:
+        """Whether the declared table has been created in the Iceberg catalog."""
+        self.declaration(name)
+        return self.catalog.table_exists(name)
+
+    def load(self, name: str) -> Table:
+        """The table as it stands now.
+
+        Raises:
+            UsageError: not declared, or declared and not created yet.
+        """
+        self.declaration(name)
+        try:
+            return self.catalog.load_table(name)
+        except NoSuchTableError:
+            raise UsageError(f"{name} is declared but holds nothing yet; fill it: lakehouse demo, or lakehouse run") from None
+
+    def open_for_write(self, name: str) -> Table:
+        """The table, created from its declaration if need be and given the columns newly declared.
+
+        Raises:
+            RolledBack: its positions name a snapshot newer than the current one.
+            Terminal: the declaration changed in a way that data already written does not allow.
+        """
+        declared = self.declaration(name)
+        try:
+            table = self.catalog.load_table(name)
+        except NoSuchTableError:
+            table = self._create(declared)
+        if declared.schema().column_names != table.schema().column_names:
+            _evolve(declared, table)
+        refuse_rolled_back(name, table.metadata)
+        return table
+
+    def _create(self, declared: Declaration) -> Table:
+        self.catalog.create_namespace_if_not_exists(declared.layer)
+        schema = declared.schema()
+        try:
+            return self.catalog.create_table(
+                declared.table,
+                schema=schema,
+                partition_spec=declared.partition_spec(schema),
+                sort_order=declared.sort_order(schema),
+                properties=TABLE_PROPERTIES | {"comment": declared.doc, "owner": declared.owner},
+            )
+        except TableAlreadyExistsError:  # another process was quicker
+            return self.catalog.load_table(declared.table)
+
+    def existing(self) -> Iterator[str]:
+        """Names of the declared tables that exist in the Iceberg catalog, in the order of the declarations."""
+        return (name for name in self.declarations if self.catalog.table_exists(name))
+
+    def vector(self, name: str) -> dict[tuple[str, int], int]:
+        """How far `name` has consumed its sources; empty if it does not exist. Raw tables: what their writer has committed."""
+        return vector_of(self.load(name).metadata, name) if self.exists(name) else {}
+
+
+def _evolve(declared: Declaration, table: Table) -> None:
+    """Add the newly declared columns, as a commit of its own before the data."""
+    present, wanted = set(table.schema().column_names), declared.column_names
+    if gone := sorted({n.split(".")[0] for n in present} - set(wanted)):
+        raise Terminal(
+            f"{declared.path}: column {gone[0]!r} is in {declared.table} but no longer declared; columns are never dropped"
+        )
+    schema = declared.schema()
+    with table.update_schema() as update:
+        for name in [n for n in wanted if n not in present]:
+            new = schema.find_field(name)
+            if new.required:
+                raise Terminal(f"{declared.path}: new column {name!r} cannot be required: rows already written do not have it")
+            update.add_column(name, new.field_type, doc=new.doc)
+
+
+def open_lake(settings: Settings, run: Run | None = None) -> Lake:
+    """Load the declarations and make a lake; the Iceberg catalog is connected on first use."""
+    return Lake(settings, load_declarations(settings.catalog_dir), run or Run())
+
+
+def snapshot_vector(snapshot: Snapshot, consumer: str) -> dict[tuple[str, int], int]:
+    """The vector that `consumer` had when the snapshot was made, from its summary."""
+    summary = snapshot.summary.additional_properties if snapshot.summary else {}
+    return load_vector(json.loads(summary.get("lakehouse.positions", "{}")).get(consumer, {}))
+
+
+def snapshot_inputs(snapshot: Snapshot) -> dict[str, int]:
+    """The snapshot ids of the inputs the snapshot was made from: {"layer.table": id}."""
+    summary = snapshot.summary.additional_properties if snapshot.summary else {}
+    return {k: int(v) for k, v in json.loads(summary.get("lakehouse.inputs", "{}")).items()}
+
+
+def history(table: Table) -> list[Snapshot]:
+    """The snapshots of the main branch, newest first. Snapshots of other branches and rolled-back ones are not in it."""
+    found = []
+    snapshot = table.current_snapshot()
+    while snapshot is not None:
+        found.append(snapshot)
+        snapshot = table.snapshot_by_id(snapshot.parent_snapshot_id) if snapshot.parent_snapshot_id is not None else None
+    return found
+
+
+def snapshot_at(table: Table, name: str, as_of: datetime | int) -> Snapshot | None:
+    """The snapshot with that id, or the one that was current at that time; None if the table held nothing then.
+
+    Raises:
+        UsageError: no snapshot has this id.
+    """
+    if isinstance(as_of, int):
+        snapshot = table.snapshot_by_id(as_of)
+        if snapshot is None:
+            raise UsageError(f"{name} has no snapshot {as_of}; see: lakehouse show {name}")
+        return snapshot
+    return table.snapshot_as_of_timestamp(int(as_of.timestamp() * 1000))
+
+
+def newest_within(table: Table, consumer: str, cut: Vector) -> Snapshot | None:
+    """The newest snapshot whose vector does not pass `cut` in any of the cut's partitions."""
+    for snapshot in history(table):
+        reached = snapshot_vector(snapshot, consumer)
+        if all(reached.get(key, 0) <= offset for key, offset in cut.items()):
+            return snapshot
+    return None

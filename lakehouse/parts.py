@@ -1,0 +1,77 @@
+"""The parts of the project that the machine uses without importing them: found through entry points, called by protocol.
+
+`lakehouse` imports no sibling (a linter checks it). The writers and the simulator announce themselves in pyproject.toml
+under the entry point group `lakehouse.parts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import pyarrow as pa
+
+from lakehouse.errors import Terminal
+from lakehouse.lake import Lake
+from lakehouse.services import Services
+from lakehouse.settings import Settings
+
+
+class Writers(Protocol):
+    """What `writers.jobs` offers."""
+
+    SOURCES: Sequence[str]
+    """The raw tables that writers fill."""
+
+    def ingest(
+        self,
+        lake: Lake,
+        services: Services,
+        names: Sequence[str] = (),
+        on_batch: Callable[[Any], None] | None = None,
+        seen_at: datetime | None = None,
+    ) -> list[Any]:
+        """Bring every source (or those named) up to date; returns the batches committed."""
+
+    def ingest_crm(self, lake: Lake, url: str, seen_at: datetime | None = None) -> Any:
+        """Poll the CRM once."""
+
+    def receiver(self, settings: Settings, services: Services, clock: Callable[[], float]) -> AbstractContextManager[str]:
+        """Run the webhook receiver while the context is open; gives the URL to post to."""
+
+
+class Simulator(Protocol):
+    """What `simulator.demo` offers."""
+
+    def play(
+        self,
+        folder: Path,
+        services: Callable[[Callable[[], float]], AbstractContextManager[Services]],
+        after_day: Callable[[datetime], None],
+        after_round: Callable[[Services, datetime], None],
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Play what was not played yet of a world, day by day; see simulator.demo."""
+
+    def verify(self, folder: Path, query: Callable[[str], pa.Table]) -> dict[str, Any]:
+        """Compare what the lake holds with the truth of the world; see `lakehouse verify`."""
+
+
+def _load(name: str) -> Any:
+    for entry in entry_points(group="lakehouse.parts", name=name):
+        return entry.load()
+    raise Terminal(f"the part {name!r} is not installed; install the project again: make setup")
+
+
+def writers() -> Writers:
+    """The writers."""
+    return cast(Writers, _load("writers"))
+
+
+def simulator() -> Simulator:
+    """The simulator."""
+    return cast(Simulator, _load("simulator"))

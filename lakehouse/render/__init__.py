@@ -1,0 +1,1 @@
+"""Everything rendered from the declarations."""

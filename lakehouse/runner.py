@@ -1,0 +1,355 @@
+"""Running transforms: plan on a consistent cut of the inputs, build, stage, check, and commit with the positions reached.
+
+Each table advances by what is new for it: rows of its driver between its own positions and the cut. Those rows are
+inserted (`insert`), or name the keys whose rows are computed again from all their versions (`merge`), so the same
+transform serves the smallest batch and a full rebuild. Running a range again is harmless.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+import sqlglot
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+from sqlglot import exp
+
+from lakehouse.checks import check_staged
+from lakehouse.commit import Change, Scope, commit, scope_of
+from lakehouse.dead_letters import write_dead_letters
+from lakehouse.declarations import Declaration
+from lakehouse.errors import Replan, Retryable, UsageError
+from lakehouse.lake import Lake, newest_within
+from lakehouse.positions import TopicPartition, Vector, vector_of
+from lakehouse.predicates import all_of, any_of, at_least, below, equal, one_of
+from lakehouse.queries import bind_arrow, bind_table, connect, files_sql, path_for_duckdb, quote, scan_sql
+from lakehouse.staging import conform, stage
+from lakehouse.transforms import Inputs, Transform, load_transforms, upstream
+
+MAX_PLANS = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run of one table did. rows: written; rejected: new dead letters; caught_up: nothing is left to do."""
+
+    table: str
+    snapshot_id: int | None
+    new_input_rows: int = 0
+    rows: int = 0
+    rejected: int = 0
+    files_added: int = 0
+    files_removed: int = 0
+    seconds: float = 0.0
+    caught_up: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done for one table: the state it starts from, its inputs at the cut, and the offsets to reach."""
+
+    lake: Lake
+    declared: Declaration
+    transform: Transform
+    table: Table
+    base: int | None
+    expected: dict[TopicPartition, int]
+    reached: dict[TopicPartition, int]
+    pinned: dict[str, tuple[Table, int | None]]
+    connection: duckdb.DuckDBPyConnection
+    caught_up: bool
+
+    def inputs(self) -> Inputs:
+        """The inputs as the transform sees them."""
+        return Inputs(self.connection, self.lake.settings.catalog_dir)
+
+    def bind(self, names: Iterable[str]) -> None:
+        """Bind input tables, at the cut, to their names."""
+        for name in names:
+            bind_table(self.connection, name, *self.pinned[name])
+
+    def bind_own(self) -> None:
+        """Bind the table itself, as it was when the plan began, to its name."""
+        bind_table(self.connection, self.declared.table, self.table, self.base)
+
+    def snapshots(self) -> dict[str, int]:
+        """The snapshot of each input, as the commit records it."""
+        return {name: snapshot for name, (_, snapshot) in self.pinned.items() if snapshot is not None}
+
+    def new_rows(self, name: str, columns: Sequence[str] = ("*",)) -> pa.Table:
+        """Rows of an input whose coordinates lie between the positions expected and reached."""
+        table, snapshot = self.pinned[name]
+        ranges = {k: (self.expected.get(k, 0), end) for k, end in self.reached.items() if end > self.expected.get(k, 0)}
+        return read_ranges(table, snapshot, ranges, columns)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The files of one plan, ready to be committed: added, removed, where the rewrite must have been alone."""
+
+    add: Sequence[DataFile]
+    remove: Sequence[DataFile] = ()
+    scope: Scope = "table"
+    new_input_rows: int = 0
+    rows: int = 0
+    rejected: int = 0
+
+
+def read_ranges(
+    table: Table, snapshot: int | None, ranges: Mapping[TopicPartition, tuple[int, int]], columns: Sequence[str] = ("*",)
+) -> pa.Table:
+    """Rows of a table that carries coordinates, for half-open offset ranges {(topic, partition): (from, to)}."""
+    wanted = any_of(
+        all_of((equal("topic", topic), equal("partition", partition), at_least("offset", start), below("offset", end)))
+        for (topic, partition), (start, end) in sorted(ranges.items())
+    )
+    # Without a snapshot the scan is empty all the same, and has the table's columns.
+    return table.scan(wanted, selected_fields=tuple(columns), snapshot_id=snapshot).to_arrow()
+
+
+def consistent_cut(
+    lake: Lake, names: Sequence[str], transforms: Mapping[str, Transform]
+) -> tuple[dict[TopicPartition, int], dict[str, tuple[Table, int | None]]]:
+    """The lowest positions common to the inputs, and for each input the newest snapshot that does not pass them.
+
+    Each topic belongs to the raw table that consumes it; an input counts for the topics of the raw tables it derives from.
+
+    Raises:
+        Retryable: an input has no snapshot at the cut (expired, or another input has not been built yet).
+    """
+    tables = {name: lake.open_for_write(name) for name in names}
+    vectors = {name: vector_of(table.metadata, name) for name, table in tables.items()}
+    roots = {name: raw_roots(lake, name, transforms) for name in names}
+    cut = {
+        key: min(vectors[name].get(key, 0) for name in names if raw in roots[name])
+        for raw in sorted(set().union(*roots.values()))
+        for key in lake.vector(raw)
+    }
+    pinned: dict[str, tuple[Table, int | None]] = {}
+    for name, table in tables.items():
+        current = table.current_snapshot()
+        if name.startswith("raw.") or current is None or all(v <= cut.get(k, v) for k, v in vectors[name].items()):
+            pinned[name] = (table, current.snapshot_id if current else None)
+            continue
+        snapshot = newest_within(table, name, {k: cut[k] for k in vectors[name]})
+        if snapshot is None:
+            raise Retryable(
+                f"{name} is ahead of the other inputs ({', '.join(names)}) and keeps no snapshot at their cut; run those first"
+            )
+        pinned[name] = (table, snapshot.snapshot_id)
+    return cut, pinned
+
+
+def raw_roots(lake: Lake, name: str, transforms: Mapping[str, Transform]) -> set[str]:
+    """The raw tables that a table derives from (a raw table: itself)."""
+    if name not in transforms:
+        return {name} if name.startswith("raw.") else set()
+    sources = upstream(lake.declaration(name), transforms[name])
+    return set().union(*(raw_roots(lake, source, transforms) for source in sources))
+
+
+def bounded(expected: Vector, cut: Vector, topics: set[str], rows: int) -> tuple[dict[TopicPartition, int], bool]:
+    """At most about `rows` offsets of `topics` beyond `expected`, spread over partitions; and whether that reaches the cut."""
+    behind = {k: cut[k] - expected.get(k, 0) for k in cut if k[0] in topics and cut[k] > expected.get(k, 0)}
+    total = sum(behind.values())
+    if total <= rows:
+        return dict(cut), True
+    return {k: expected.get(k, 0) + -(-behind[k] * rows // total) if k in behind else cut[k] for k in cut}, False
+
+
+def run_table(lake: Lake, name: str, transforms: Mapping[str, Transform] | None = None) -> Report:
+    """Advance one table by at most one micro-batch of its driver.
+
+    Raises:
+        Fenced, Replan, RolledBack, ChecksFailed, Terminal: see lakehouse.errors; nothing was published.
+    """
+    transforms = transforms or load_transforms(lake.settings.transforms_dir, lake.declarations)
+    if name not in transforms:
+        raise UsageError(f"{name} has no transform: writers fill it (lakehouse ingest)")
+    started = time.monotonic()
+    for attempt in range(MAX_PLANS):
+        try:
+            return _run_once(lake, name, transforms, started)
+        except Replan:
+            if attempt == MAX_PLANS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _run_once(lake: Lake, name: str, transforms: Mapping[str, Transform], started: float) -> Report:
+    declared, transform = lake.declaration(name), transforms[name]
+    cut, pinned = consistent_cut(lake, upstream(declared, transform), transforms)
+    table = lake.open_for_write(name)
+    current = table.current_snapshot()
+    expected = vector_of(table.metadata, name)
+    driver = declared.build.driver
+    topics = {topic for topic, _ in vector_of(pinned[driver][0].metadata, driver)} if driver else set()
+    reached, caught_up = bounded(expected, cut, topics, lake.settings.batch_rows)
+    if current is not None and all(expected.get(k, 0) >= v for k, v in reached.items()):
+        return Report(name, None, seconds=time.monotonic() - started)
+    reached = {k: max(v, expected.get(k, 0)) for k, v in reached.items()}
+    with connect(lake.settings) as connection:
+        plan = Plan(
+            lake,
+            declared,
+            transform,
+            table,
+            current.snapshot_id if current else None,
+            expected,
+            reached,
+            pinned,
+            connection,
+            caught_up,
+        )
+        staged = BUILDERS[declared.build.mode](plan)
+        check_staged(connection, declared, staged.add)
+        done = commit(
+            table,
+            lake.run,
+            Change(
+                consumer=name,
+                expected={k: expected.get(k, 0) for k in reached},
+                reached=reached,
+                add=staged.add,
+                remove=staged.remove,
+                rewrite=True,
+                base=plan.base,
+                scope=staged.scope,
+                inputs=plan.snapshots(),
+            ),
+        )
+    return Report(
+        name,
+        done.snapshot_id,
+        staged.new_input_rows,
+        staged.rows,
+        staged.rejected,
+        len(staged.add),
+        len(staged.remove),
+        time.monotonic() - started,
+        caught_up,
+    )
+
+
+def run(lake: Lake, names: Sequence[str] = (), on_report: Callable[[Report], None] | None = None) -> list[Report]:
+    """Advance the tables (default: all), in the order of their inputs, until each has caught up with its inputs."""
+    transforms = load_transforms(lake.settings.transforms_dir, lake.declarations)
+    for name in names:
+        lake.declaration(name)
+    reports = []
+    for name in transforms:
+        if names and name not in names:
+            continue
+        while True:
+            report = run_table(lake, name, transforms)
+            reports.append(report)
+            if on_report:
+                on_report(report)
+            if report.caught_up:
+                break
+    return reports
+
+
+def _insert(plan: Plan) -> Staged:
+    """Insert the rows whose primary key is not in the table yet; look only into the partitions the new rows fall in."""
+    driver = plan.declared.build.driver
+    assert driver
+    new = plan.new_rows(driver)
+    bind_arrow(plan.connection, driver, new)
+    plan.bind(n for n in plan.transform.inputs if n != driver)
+    built = plan.transform.build(plan.inputs())
+    rejected = write_dead_letters(plan.lake, plan.declared.table, built.rejected) if built.rejected is not None else 0
+    rows = built.rows
+    if rows.num_rows and plan.base is not None:
+        key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
+        part = plan.declared.partition[0].column
+        candidates = plan.table.scan(
+            one_of(part, rows.column(part).to_pylist()), selected_fields=tuple(plan.declared.primary_key)
+        ).to_arrow()
+        plan.connection.register("__rows", rows)
+        plan.connection.register("__known", candidates)
+        rows = plan.connection.execute(f"SELECT * FROM __rows ANTI JOIN __known USING ({key})").to_arrow_table()
+    files = stage(plan.table, plan.declared, rows)
+    return Staged(files, scope=scope_of(files), new_input_rows=new.num_rows, rows=rows.num_rows, rejected=rejected)
+
+
+def _merge(plan: Plan) -> Staged:
+    """Replace all rows of the touched keys by what the transform makes of all versions of these keys."""
+    build, connection = plan.declared.build, plan.connection
+    assert build.driver
+    condition_columns = [c.name for c in sqlglot.parse_one(build.where or "true", dialect="duckdb").find_all(exp.Column)]
+    columns = tuple(dict.fromkeys([*build.by.values(), *condition_columns]))
+    connection.register("__new", plan.new_rows(build.driver, columns))
+    pairs = ", ".join(f'"{source}" AS "{column}"' for column, source in build.by.items())
+    keys = connection.execute(f"SELECT DISTINCT {pairs} FROM __new WHERE {build.where or 'true'}").to_arrow_table()
+    new_rows = connection.execute("SELECT count(*) FROM __new").fetchall()[0][0]
+    if keys.num_rows == 0:
+        return Staged((), new_input_rows=new_rows)
+    connection.register("__keys", keys)
+    for name in plan.transform.inputs:
+        table, snapshot = plan.pinned[name]
+        if snapshot is None:
+            plan.bind([name])
+            continue
+        # the driver is restricted by the columns it is matched on, any other input by the key columns it has
+        matched = build.by if name == build.driver else {c: c for c in build.by}
+        present = {c: s for c, s in matched.items() if s in table.schema().column_names}
+        condition = " AND ".join(f'i."{s}" = k."{c}"' for c, s in present.items()) or "true"
+        connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{name.split(".")[0]}"')
+        connection.execute(
+            f"CREATE OR REPLACE VIEW {quote(name)} AS SELECT i.* FROM {scan_sql(connection, table, snapshot)} i "
+            f"WHERE EXISTS (SELECT 1 FROM __keys k WHERE {condition})"
+        )
+    rows = plan.transform.build(plan.inputs()).rows
+    key_columns = list(build.by)
+    remove, kept = touched_files(plan, "__keys", key_columns)
+    content = rows if kept is None else pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])
+    files = stage(plan.table, plan.declared, content)
+    return Staged(files, remove, new_input_rows=new_rows, rows=rows.num_rows)
+
+
+def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[list[DataFile], pa.Table | None]:
+    """The live files that hold any of the keys (a relation), and their rows of other keys, which a rewrite must keep."""
+    part = plan.declared.partition[0].column
+    values = plan.connection.execute(f'SELECT DISTINCT "{part}" FROM {keys}').to_arrow_table().column(0).to_pylist()
+    candidates = [t.file for t in plan.table.scan(one_of(part, values), snapshot_id=plan.base).plan_files()] if plan.base else []
+    if not candidates:
+        return [], None
+    using = ", ".join(f'"{c}"' for c in key_columns)
+    by_path = {path_for_duckdb(f.file_path): f for f in candidates}
+    hit = plan.connection.execute(
+        f"SELECT DISTINCT filename FROM {files_sql(f.file_path for f in candidates)} SEMI JOIN {keys} USING ({using})"
+    ).fetchall()
+    remove = [by_path[path] for (path,) in sorted(hit)]
+    if not remove:
+        return [], None
+    columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
+    kept = plan.connection.execute(
+        f"SELECT {columns} FROM {files_sql(f.file_path for f in remove)} ANTI JOIN {keys} USING ({using})"
+    ).to_arrow_table()
+    return remove, kept
+
+
+def _replace(plan: Plan) -> Staged:
+    """Replace the whole content by what the transform makes of its inputs at the cut."""
+    plan.bind(plan.transform.inputs)
+    rows = plan.transform.build(plan.inputs()).rows
+    remove = [t.file for t in plan.table.scan(snapshot_id=plan.base).plan_files()] if plan.base else []
+    return Staged(stage(plan.table, plan.declared, rows), remove, rows=rows.num_rows)
+
+
+def _custom(plan: Plan) -> Staged:
+    """The transform plans its own files: its module has `plan(plan) -> Staged`."""
+    return plan.transform.module.plan(plan)  # type: ignore[union-attr, no-any-return]
+
+
+BUILDERS: dict[str, Callable[[Plan], Staged]] = {
+    "insert": _insert,
+    "merge": _merge,
+    "replace": _replace,
+    "custom": _custom,
+}

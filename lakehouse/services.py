@@ -1,0 +1,102 @@
+"""The services around the lake: where Kafka and the webhook receiver are, and how the embedded ones are started.
+
+The embedded broker keeps its log in memory, so each start is an empty log. Its topics get a new name at each start
+(`product.events.3`), so that the coordinates of a record never come twice and no position has to be turned back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lakehouse.broker import EmbeddedBroker, ensure_topics
+from lakehouse.errors import UsageError
+from lakehouse.settings import Settings
+
+PRODUCT_PARTITIONS, STRIPE_PARTITIONS = 4, 2
+
+
+@dataclass(frozen=True)
+class Services:
+    """Addresses: Kafka and its topics, the webhook receiver, the CRM database."""
+
+    bootstrap: str
+    product_topic: str
+    stripe_topic: str
+    crm_url: str
+    webhook_url: str = ""
+    pid: int = 0
+
+
+def _services_file(settings: Settings) -> Path:
+    return settings.home / "run" / "services.json"
+
+
+def find_services(settings: Settings) -> Services:
+    """The services to use: those in the settings, else the embedded ones that `lakehouse up` or `demo` has running.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    if settings.kafka_bootstrap:
+        return Services(settings.kafka_bootstrap, settings.product_topic, settings.stripe_topic, settings.crm_database_url)
+    try:
+        services = Services(**json.loads(_services_file(settings).read_text("utf-8")))
+        os.kill(services.pid, 0)
+    except (OSError, ValueError, TypeError):
+        raise UsageError(
+            "no Kafka broker: start the embedded one in another shell (lakehouse up), or set LAKEHOUSE_KAFKA_BOOTSTRAP=host:port"
+        ) from None
+    return services
+
+
+def _next_start(settings: Settings) -> int:
+    """A number that grows with each start of the embedded broker, kept under `home`."""
+    path = settings.home / "run" / "starts"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = int(path.read_text("utf-8")) + 1 if path.exists() else 1
+    path.write_text(str(number), "utf-8")
+    return number
+
+
+@contextmanager
+def embedded_services(
+    settings: Settings, receiver: Callable[[Services], AbstractContextManager[str]] | None = None
+) -> Iterator[Services]:
+    """Run the embedded broker (and a receiver, if given) while the context is open; other commands find them.
+
+    Raises:
+        UsageError: they already run over the same home.
+    """
+    path = _services_file(settings)
+    try:
+        running = find_services(settings)
+    except UsageError:
+        running = None
+    if running is not None and running.pid:
+        raise UsageError(f"the embedded services of {settings.home} already run (process {running.pid}); stop them first")
+    number = _next_start(settings)
+    with EmbeddedBroker(settings.home / "run") as broker:
+        services = Services(
+            bootstrap=broker.bootstrap_servers,
+            product_topic=f"{settings.product_topic}.{number}",
+            stripe_topic=f"{settings.stripe_topic}.{number}",
+            crm_url=settings.crm_database_url,
+            pid=os.getpid(),
+        )
+        ensure_topics(services.bootstrap, {services.product_topic: PRODUCT_PARTITIONS, services.stripe_topic: STRIPE_PARTITIONS})
+        try:
+            if receiver is None:
+                path.write_text(json.dumps(asdict(services)), "utf-8")
+                yield services
+            else:
+                with receiver(services) as url:
+                    services = Services(**{**asdict(services), "webhook_url": url})
+                    path.write_text(json.dumps(asdict(services)), "utf-8")
+                    yield services
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Settings, read once from the environment (`LAKEHOUSE_*`); secrets are never printed.
+
+Three profiles run the same code: `embedded` (a laptop, the default), `local` (real services on one machine), `aws`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lakehouse.errors import UsageError
+
+PREFIX = "LAKEHOUSE_"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """All settings. Each field `x` is the environment variable `LAKEHOUSE_X`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    profile: Literal["embedded", "local", "aws"] = "embedded"
+    home: Path = Field(Path(".lakehouse"), description="folder of all local state (embedded profile)")
+    catalog_dir: Path = Field(ROOT / "catalog", description="the table declarations")
+    transforms_dir: Path = Field(ROOT / "transforms", description="the transforms")
+
+    catalog_uri: str | None = Field(None, description="Iceberg catalog URI; embedded: a SQLite file under `home`")
+    warehouse: str | None = Field(None, description="where data files go; embedded: a folder under `home`")
+
+    kafka_bootstrap: str | None = Field(None, description="host:port of the brokers; embedded: `lakehouse up` writes it")
+    product_topic: str = "product.events"
+    stripe_topic: str = "stripe.webhooks"
+    batch_rows: int = Field(100_000, ge=1, description="a micro-batch ends after this many records ...")
+    batch_bytes: int = Field(128 * 2**20, ge=1, description="... or this many payload bytes")
+
+    webhook_host: str = "127.0.0.1"
+    webhook_port: int = Field(0, ge=0, le=65535, description="0 picks a free port")
+    webhook_secrets: list[SecretStr] = Field(default_factory=list, description='JSON list, e.g. ["whsec_..."]')
+    webhook_tolerance_seconds: int = Field(300, ge=1)
+    webhook_max_bytes: int = Field(1_000_000, ge=1)
+
+    crm_url: str | None = Field(None, description="SQLAlchemy URL of the CRM; embedded: a SQLite file under `home`")
+
+    duckdb_memory: str = Field("1GB", description="DuckDB's memory limit; it spills to disk beyond")
+    duckdb_threads: int = Field(2, ge=1)
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def iceberg_catalog_uri(self) -> str:
+        """The Iceberg catalog's URI, with the embedded default filled in."""
+        return self.catalog_uri or f"sqlite:///{self.home / 'catalog.db'}"
+
+    @property
+    def iceberg_warehouse(self) -> str:
+        """Root of the warehouse, with the embedded default filled in."""
+        return self.warehouse or f"file://{self.home / 'warehouse'}"
+
+    @property
+    def crm_database_url(self) -> str:
+        """SQLAlchemy URL of the CRM database, with the embedded default filled in."""
+        return self.crm_url or f"sqlite:///{self.home / 'world' / 'crm.db'}"
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        UsageError: naming each variable that is unknown or has a wrong value (never showing the value: it may be secret).
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    problems = []
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            problems.append(f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else ""))
+    try:
+        settings = Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        problems += [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+    except ValueError as error:  # pydantic-settings: a list that is not JSON
+        problems.append(str(error).splitlines()[0])
+    if problems:
+        raise UsageError("wrong settings in the environment:\n  " + "\n  ".join(problems) + "\nSee: lakehouse settings")
+    return settings

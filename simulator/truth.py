@@ -1,0 +1,193 @@
+"""The truth, written from the world's own state: payloads are never read for it.
+
+The rules of states, plans and which subscription is in force stand in `simulator.timeline`. Attribution of an event:
+
+- its workspace's mapping in force at `occurred_at`, by `effective_at` (whatever time the CRM learnt of it); a workspace that
+  the CRM never knew: `unmapped_workspace`;
+- that customer's plan timeline at `occurred_at`; before the customer's first subscription: `no_subscription`;
+- else `resolved`, also after cancellation (the last plan, billing status canceled).
+
+Malformed records have no truth but their number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from simulator.timeline import PlanInterval
+from simulator.usage import MALFORMATIONS
+from simulator.workspaces import Workspace
+from simulator.world import World
+
+# Objects that a lake is expected to understand: `unique_known` counts the live-mode events about these.
+KNOWN_OBJECTS = (
+    "customer",
+    "subscription",
+    "product",
+    "price",
+    "invoice",
+    "charge",
+    "refund",
+    "dispute",
+    "payment_intent",
+)
+RESOLVED, UNMAPPED, UNSUBSCRIBED = "resolved", "unmapped_workspace", "no_subscription"
+_MOMENT = pl.Datetime("us", "UTC")
+_HISTORY = {
+    "subscription_id": pl.String,
+    "stripe_customer_id": pl.String,
+    "status": pl.String,
+    "billing_status": pl.String,
+    "price_id": pl.String,
+    "plan": pl.String,
+    "quantity": pl.Int64,
+    "cancel_at_period_end": pl.Boolean,
+    "pause_collection": pl.Boolean,
+    "valid_from": pl.Int64,
+    "valid_to": pl.Int64,
+}
+_TIMELINE = {
+    "stripe_customer_id": pl.String,
+    "subscription_id": pl.String,
+    "plan": pl.String,
+    "price_id": pl.String,
+    "billing_status": pl.String,
+    "valid_from": pl.Int64,
+    "valid_to": pl.Int64,
+}
+
+
+def write_truth(world: World, folder: Path) -> None:
+    """Write `product_events`, `subscription_history`, `plan_timeline`, `stripe_events` (Parquet) and `truth.json`.
+
+    Times are timestamps in microseconds, UTC; intervals are [valid_from, valid_to), NULL open.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = {
+        "product_events": product_events(world),
+        "subscription_history": subscription_history(world),
+        "plan_timeline": plan_timeline(world),
+        "stripe_events": stripe_events(world),
+    }
+    for name, frame in frames.items():
+        frame.write_parquet(folder / f"{name}.parquet", compression="zstd", compression_level=1)
+    (folder / "truth.json").write_text(json.dumps(counts(world), indent=2) + "\n", encoding="utf-8")
+
+
+def subscription_history(world: World) -> pl.DataFrame:
+    """All subscriptions' states, sorted by subscription and time."""
+    rows = [asdict(interval) for history in world.histories.values() for interval in history]
+    return _with_moments(pl.DataFrame(rows, schema=_HISTORY)).sort("subscription_id", "valid_from")
+
+
+def plan_timeline(world: World) -> pl.DataFrame:
+    """All customers' subscriptions in force, sorted by customer and time."""
+    rows = [asdict(interval) for timeline in world.timelines.values() for interval in timeline]
+    return _with_moments(pl.DataFrame(rows, schema=_TIMELINE)).sort("stripe_customer_id", "valid_from")
+
+
+def stripe_events(world: World) -> pl.DataFrame:
+    """Every distinct Stripe event: event_id, created, type, object_id, object_type, livemode."""
+    rows = [(e.id, e.created * 1_000_000, e.type, e.object_id, e.object_type, e.livemode) for e in world.stripe_events]
+    columns = ["event_id", "created", "type", "object_id", "object_type", "livemode"]
+    return pl.DataFrame(rows, schema=columns, orient="row").with_columns(pl.col("created").cast(_MOMENT))
+
+
+def product_events(world: World) -> pl.DataFrame:
+    """One row a unique valid product event, with the attribution it must get."""
+    events = world.product_records.usage.events
+    owner = _owners(events, world.workspaces, sorted(world.timelines))
+    plan = _plans(events["occurred_at"], owner, world.timelines)
+    mapped = events.select(pl.lit(pl.Series([w.mapped for w in world.workspaces])).gather("workspace")).to_series()
+    ids = pl.Series([w.id for w in world.workspaces])
+    resolved = mapped & plan["subscription_id"].is_not_null()
+    outcome = pl.when(~mapped).then(pl.lit(UNMAPPED)).when(resolved).then(pl.lit(RESOLVED)).otherwise(pl.lit(UNSUBSCRIBED))
+    names = ("stripe_customer_id", "subscription_id", "plan", "billing_status")
+    return pl.DataFrame(
+        {
+            "event_id": world.product_records.event_ids(events),
+            "occurred_at": (events["occurred_at"] * 1000).cast(_MOMENT),
+            "workspace_id": ids.gather(events["workspace"]),
+        }
+    ).with_columns(outcome.alias("outcome"), *(pl.when(resolved).then(plan[name]).alias(name) for name in names))
+
+
+def _key(group: pl.Series, ms: pl.Series) -> pl.Series:
+    """One sortable number of a group and a time (epoch ms stay below 2**42 until the year 2109)."""
+    return group.cast(pl.Int64) * (1 << 42) + ms
+
+
+def _owners(events: pl.DataFrame, workspaces: Sequence[Workspace], customers: Sequence[str]) -> pl.Series:
+    """Place in `customers` of the owner at `occurred_at`; NULL for an owner without any subscription."""
+    place = {customer: number for number, customer in enumerate(customers)}
+    rows = [(w, since * 1000, place.get(owner)) for w, space in enumerate(workspaces) for since, owner in space.owners]
+    table = pl.DataFrame(rows, schema={"workspace": pl.Int64, "since": pl.Int64, "owner": pl.Int64}, orient="row")
+    found = _key(table["workspace"], table["since"]).search_sorted(_key(events["workspace"], events["occurred_at"]), side="right")
+    return table["owner"].gather(found - 1)
+
+
+def _plans(occurred_at: pl.Series, owner: pl.Series, timelines: Mapping[str, Sequence[PlanInterval]]) -> pl.DataFrame:
+    """The plan interval of each (owner, time); NULLs before the owner's first one."""
+    rows = [
+        (number, i.valid_from * 1000, i.stripe_customer_id, i.subscription_id, i.plan, i.billing_status)
+        for number, customer in enumerate(sorted(timelines))
+        for i in timelines[customer]
+    ]
+    schema = {"owner": pl.Int64, "since": pl.Int64} | dict.fromkeys(
+        ("stripe_customer_id", "subscription_id", "plan", "billing_status"), pl.String
+    )
+    table = pl.DataFrame(rows, schema=schema, orient="row")
+    known = owner.fill_null(-1)
+    found = _key(table["owner"], table["since"]).search_sorted(_key(known, occurred_at), side="right").cast(pl.Int64) - 1
+    matched = table[found.clip(lower_bound=0)]
+    own = (found >= 0) & (matched["owner"] == known)
+    return matched.select(pl.when(own).then(pl.col(pl.String)))
+
+
+def _with_moments(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns((pl.col("valid_from", "valid_to") * 1_000_000).cast(_MOMENT))
+
+
+def counts(world: World) -> dict[str, Any]:
+    """`truth.json`: what was sent and what of it is distinct, good and known."""
+    usage = world.product_records.usage
+    bad = Counter(usage.records["malformation"].to_list())
+    events = world.stripe_events
+    known = [e for e in events if e.livemode and e.object_type in KNOWN_OBJECTS]
+    return {
+        "config": world.config.to_json(),
+        "start": world.start.isoformat(),
+        "end": world.end.isoformat(),
+        "product_events": {
+            "sent": len(world.product_records),
+            "unique": usage.events.height,
+            "malformed": usage.records.height - bad[0],
+            "duplicates": bad[0] - usage.events.height,
+            "malformations": {MALFORMATIONS[kind]: number for kind, number in sorted(bad.items()) if kind},
+        },
+        "stripe_events": {
+            "sent": len(world.stripe_deliveries),
+            "unique": len({d.event_id for d in world.stripe_deliveries}),
+            "unique_known": len(known),
+            "known_objects": list(KNOWN_OBJECTS),
+            "unique_test_mode": sum(not e.livemode for e in events),
+            "by_type": dict(sorted(Counter(e.type for e in events).items())),
+            "by_api_version": dict(sorted(Counter(e.api_version for e in events).items())),
+        },
+        "crm": {
+            "changes": len(world.crm_changes),
+            "workspaces": len(world.workspaces),
+            "unmapped": sum(not w.mapped for w in world.workspaces),
+            "moves": sum(len(w.owners) - 1 for w in world.workspaces),
+            "deleted": sum(w.closed is not None for w in world.workspaces),
+        },
+        "subscriptions": len(world.histories),
+        "customers": world.config.customers,
+    }

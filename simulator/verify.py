@@ -1,0 +1,151 @@
+"""Compare a lake with the truth of the world it was fed from. The lake is only asked questions, by SQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+Query = Callable[[str], pa.Table]
+
+ACCURACY_WANTED = 0.999
+
+EVENTS = "SELECT event_id, attribution, customer_id, subscription_id, plan, billing_status FROM product.events"
+VERSIONS = "SELECT event_id FROM billing.event_versions WHERE livemode"
+HISTORY = """
+SELECT subscription_id, customer_id, status, billing_status, price_id, plan, quantity, cancel_at_period_end,
+       collection_paused, valid_from, valid_to
+FROM billing.subscription_history
+"""
+TIMELINE = "SELECT customer_id, subscription_id, plan, price_id, billing_status, valid_from, valid_to FROM billing.plan_timeline"
+RAW = """
+SELECT (SELECT count(*) FROM raw.product_events) AS product_events, (SELECT count(*) FROM raw.stripe_events) AS stripe_events
+"""
+DEAD = "SELECT consumer, count(*) AS records FROM ops.dead_letters GROUP BY consumer"
+
+
+def verify(folder: Path, query: Query) -> dict[str, Any]:
+    """What the lake holds against what is true, in counts; `problems` says in words what differs.
+
+    folder: of the world, with its `truth`. Accuracy counts every unique event: one that is missing is wrong, and so is one
+    whose outcome, plan, billing status, customer or subscription is not the true one.
+    """
+    truth = folder / "truth"
+    told = json.loads((truth / "truth.json").read_text("utf-8"))
+    raw = query(RAW).to_pylist()[0]
+    dead = {row["consumer"]: row["records"] for row in query(DEAD).to_pylist()}
+
+    events = pl.read_parquet(truth / "product_events.parquet").rename({"stripe_customer_id": "customer_id"})
+    stored = pl.DataFrame(query(EVENTS))
+    product = _compare_ids(events["event_id"], stored["event_id"])
+    attribution = compare_attribution(events, stored)
+
+    stripe = pl.read_parquet(truth / "stripe_events.parquet").filter(
+        pl.col("livemode") & pl.col("object_type").is_in(told["stripe_events"]["known_objects"])
+    )
+    versions = _compare_ids(stripe["event_id"], pl.DataFrame(query(VERSIONS))["event_id"])
+
+    history = pl.read_parquet(truth / "subscription_history.parquet").rename(
+        {"stripe_customer_id": "customer_id", "pause_collection": "collection_paused"}
+    )
+    timeline = pl.read_parquet(truth / "plan_timeline.parquet").rename({"stripe_customer_id": "customer_id"})
+    found: dict[str, Any] = {
+        "product_events": {
+            "sent": told["product_events"]["sent"],
+            **product,
+            "dead_letters": dead.get("product.events", 0),
+            "malformed": told["product_events"]["malformed"],
+            "raw_records": raw["product_events"],
+        },
+        "stripe_events": {
+            "sent": told["stripe_events"]["sent"],
+            **versions,
+            "dead_letters": dead.get("billing.event_versions", 0),
+            "raw_records": raw["stripe_events"],
+        },
+        "attribution": attribution,
+        "subscription_history": compare_intervals(history, pl.DataFrame(query(HISTORY))),
+        # the lake's timeline also breaks where seats change, which the truth does not tell
+        "plan_timeline": compare_intervals(timeline, coalesce(pl.DataFrame(query(TIMELINE)), "customer_id")),
+    }
+    return found | {"problems": _problems(found)}
+
+
+def _compare_ids(true: pl.Series, stored: pl.Series) -> dict[str, int]:
+    """Ids that must be there once against those that are: unique, stored, missing, duplicated, unexpected."""
+    ids = stored.to_frame("id").group_by("id").len()
+    wanted = true.unique().to_frame("id")
+    return {
+        "unique": wanted.height,
+        "stored": stored.len(),
+        "missing": wanted.join(ids, on="id", how="anti").height,
+        "duplicated": stored.len() - ids.height,
+        "unexpected": ids.join(wanted, on="id", how="anti").height,
+    }
+
+
+def compare_attribution(true: pl.DataFrame, stored: pl.DataFrame) -> dict[str, Any]:
+    """Share of the unique true events that the lake attributes exactly as they are, and the outcomes of the true ones."""
+    compared = ["customer_id", "subscription_id", "plan", "billing_status"]
+    once = stored.unique("event_id", keep="none")  # an event stored twice is not right
+    joined = true.join(once, on="event_id", how="left", suffix="_stored")
+    resolved = pl.col("outcome") == "resolved"
+    # what is beside the outcome counts only where there is something to know
+    same = pl.all_horizontal([pl.col(c).eq_missing(pl.col(f"{c}_stored")) for c in compared]) | ~resolved
+    right = joined.filter((pl.col("outcome") == pl.col("attribution")) & same)
+    checked = true.height
+    return {
+        "checked": checked,
+        "correct": right.height,
+        "accuracy": right.height / checked if checked else 1.0,
+        "outcomes": dict(sorted(true.group_by("outcome").len().iter_rows())),
+    }
+
+
+def compare_intervals(true: pl.DataFrame, stored: pl.DataFrame) -> dict[str, int]:
+    """Intervals that are true, and how many are wrong: true ones not stored exactly so, and stored ones that are not true."""
+    stored = stored.select(true.columns).cast(true.schema)
+    missing = true.join(stored, on=true.columns, how="anti", nulls_equal=True).height
+    false = stored.join(true, on=true.columns, how="anti", nulls_equal=True).height
+    doubled = stored.height - stored.unique().height
+    return {"intervals": true.height, "stored": stored.height, "wrong": missing + false + doubled}
+
+
+def coalesce(intervals: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Neighbouring intervals of a key that meet and agree in every column, as one."""
+    values = [c for c in intervals.columns if c not in ("valid_from", "valid_to")]
+    ordered = intervals.sort(key, "valid_from")
+    continues = pl.all_horizontal([pl.col(c).eq_missing(pl.col(c).shift()) for c in values]) & (
+        pl.col("valid_from") == pl.col("valid_to").shift()
+    )
+    return (
+        ordered.with_columns((~continues.fill_null(value=False)).cum_sum().alias("__run"))
+        .group_by("__run", maintain_order=True)
+        .agg(*[pl.col(c).first() for c in values], pl.col("valid_from").first(), pl.col("valid_to").last())
+        .drop("__run")
+    )
+
+
+def _problems(found: dict[str, Any]) -> list[str]:
+    problems = []
+    for section in ("product_events", "stripe_events"):
+        problems += [
+            f"{section}: {found[section][k]:,} {k}" for k in ("missing", "duplicated", "unexpected") if found[section][k]
+        ]
+    product = found["product_events"]
+    if product["dead_letters"] < product["malformed"]:
+        problems.append(
+            f"product_events: {product['dead_letters']:,} dead letters for {product['malformed']:,} malformed records"
+        )
+    if found["attribution"]["accuracy"] < ACCURACY_WANTED:
+        problems.append(f"attribution: accuracy {found['attribution']['accuracy']:.6f} is below {ACCURACY_WANTED}")
+    problems += [
+        f"{section}: {found[section]['wrong']:,} wrong intervals"
+        for section in ("subscription_history", "plan_timeline")
+        if found[section]["wrong"]
+    ]
+    return problems

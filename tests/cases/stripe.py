@@ -1,0 +1,85 @@
+"""Short spellings for the golden cases: a Stripe event in a few words becomes a payload of the shape asked for."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+PRICES = {
+    "starter": ("price_starter", "prod_streamforge_starter", 4900, "month"),
+    "pro": ("price_pro", "prod_streamforge_pro", 19900, "month"),
+    "pro_year": ("price_pro_year", "prod_streamforge_pro", 199000, "year"),
+    "enterprise": ("price_enterprise", "prod_streamforge_enterprise", 99900, "month"),
+}
+OLD, BASIL = "2024-06-20", "2025-03-31.basil"
+
+
+def epoch(text: str) -> int:
+    """Seconds of an ISO time."""
+    return int(datetime.fromisoformat(text).timestamp())
+
+
+def subscription(spec: dict[str, Any], shape: str) -> dict[str, Any]:
+    """A subscription object; `spec`: id, customer, status, price (a name of PRICES), quantity and any further field."""
+    price_id, product, amount, interval = PRICES[spec.get("price", "starter")]
+    price = {
+        "id": price_id,
+        "object": "price",
+        "currency": spec.get("currency", "usd"),
+        "product": product,
+        "unit_amount": amount,
+        "recurring": {"interval": interval, "interval_count": 1},
+    }
+    item: dict[str, Any] = {"id": "si_1", "object": "subscription_item", "price": price, "quantity": spec.get("quantity", 1)}
+    found: dict[str, Any] = {
+        "id": spec.get("id", "sub_1"),
+        "object": "subscription",
+        "customer": spec.get("customer", "cus_1"),
+        "status": spec.get("status", "active"),
+        "cancel_at_period_end": spec.get("cancel_at_period_end", False),
+        "pause_collection": spec.get("pause_collection"),
+        "currency": spec.get("currency", "usd"),
+        "start_date": epoch(spec.get("start", "2026-01-01T00:00:00Z")),
+        "items": {"object": "list", "data": [item]},
+    }
+    if shape == OLD:
+        found |= {"plan": {"id": price_id, "object": "plan", "amount": amount, "product": product, "interval": interval}}
+        found |= {"quantity": item["quantity"], "current_period_end": epoch("2026-02-01T00:00:00Z")}
+    else:
+        item["current_period_end"] = epoch("2026-02-01T00:00:00Z")
+    return found
+
+
+def event(spec: dict[str, Any]) -> dict[str, Any]:
+    """An event: `spec` has type, at, and `subscription` (short) or `object` (whole); id, previous, livemode, shape."""
+    shape = spec.get("shape", BASIL)
+    body = spec["object"] if "object" in spec else subscription(spec.get("subscription", {}), shape)
+    data: dict[str, Any] = {"object": body}
+    if "previous" in spec:
+        data["previous_attributes"] = spec["previous"]
+    return {
+        "id": spec.get("id", "evt_1"),
+        "object": "event",
+        "api_version": shape,
+        "created": epoch(spec["at"]),
+        "data": data,
+        "livemode": spec.get("livemode", True),
+        "pending_webhooks": spec.get("pending_webhooks", 1),
+        "request": {"id": None, "idempotency_key": None},
+        "type": spec.get("type", "customer.subscription.updated"),
+        **({"account": spec["account"]} if "account" in spec else {}),
+    }
+
+
+def raw_row(spec: dict[str, Any], offset: int) -> dict[str, Any]:
+    """A row of raw.stripe_events: an event in short, or `payload` as text."""
+    payload = spec["payload"].encode() if "payload" in spec else json.dumps(event(spec)).encode()
+    received = spec.get("received", spec.get("at", "2026-01-01T00:00:00Z"))
+    return {
+        "topic": "stripe",
+        "partition": 0,
+        "offset": offset,
+        "payload": payload,
+        "received_at": datetime.fromisoformat(received),
+    }

@@ -1,0 +1,148 @@
+"""The truth agrees with itself, and with what the payloads say when they are read in true order."""
+
+import json
+from collections import defaultdict
+from datetime import UTC, datetime
+from itertools import pairwise
+from random import Random
+
+import polars as pl
+import pytest
+
+from simulator.catalogue import PLAN_RANK
+from simulator.timeline import STATUS_CLASS, StateInterval, plan_timeline
+from simulator.truth import KNOWN_OBJECTS, counts
+from simulator.world import WorldConfig, build_world
+
+TIMELINE = ["stripe_customer_id", "subscription_id", "plan", "price_id", "billing_status", "valid_from", "valid_to"]
+HISTORY = [
+    "subscription_id", "stripe_customer_id", "status", "billing_status", "price_id", "plan", "quantity",
+    "cancel_at_period_end", "pause_collection", "valid_from", "valid_to",
+]  # fmt: skip
+EVENTS = [
+    "event_id", "occurred_at", "workspace_id", "outcome", "stripe_customer_id", "subscription_id", "plan", "billing_status",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "key"),
+    [("plan_timeline", TIMELINE, "stripe_customer_id"), ("subscription_history", HISTORY, "subscription_id")],
+)
+def test_intervals_have_no_gap_no_overlap_and_no_equal_neighbours(truth, table, columns, key):
+    frame = pl.read_parquet(truth / f"{table}.parquet")
+    assert frame.columns == columns
+    assert frame.schema["valid_from"] == pl.Datetime("us", "UTC")
+    for _, group in frame.group_by(key):
+        rows = group.sort("valid_from").to_dicts()
+        for before, after in pairwise(rows):
+            assert before["valid_from"] < before["valid_to"] == after["valid_from"]
+            assert [before[c] for c in columns[:-2]] != [after[c] for c in columns[:-2]]
+        assert rows[-1]["valid_to"] is None
+
+
+def _stays(subscription_id: str, status: str, plan: str, start: int) -> list[StateInterval]:
+    return [StateInterval(subscription_id, "cus", status, status, f"price_{plan}", plan, 1, False, False, start, None)]
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (("a", "active", "starter", 1), ("b", "trialing", "enterprise", 2)),
+        (("a", "trialing", "starter", 1), ("b", "past_due", "enterprise", 2)),
+        (("a", "past_due", "starter", 1), ("b", "unpaid", "enterprise", 2)),
+        (("a", "unpaid", "starter", 1), ("b", "paused", "enterprise", 2)),
+        (("a", "paused", "starter", 1), ("b", "incomplete", "enterprise", 2)),
+        (("a", "incomplete", "starter", 1), ("b", "canceled", "enterprise", 2)),
+        (("a", "active", "pro", 1), ("b", "active", "starter", 2)),
+        (("a", "active", "pro", 2), ("b", "active", "pro", 1)),
+        (("b", "active", "pro", 1), ("a", "active", "pro", 1)),
+    ],
+)
+def test_the_subscription_in_force_is_the_best_by_status_plan_start_and_id(better, worse):
+    assert plan_timeline([_stays(*better), _stays(*worse)])[-1].subscription_id == better[0]
+
+
+def test_ended_subscriptions_stay_canceled(truth):
+    history = pl.read_parquet(truth / "subscription_history.parquet")
+    ended = history.filter(pl.col("status").is_in(["canceled", "incomplete_expired"]))
+    assert ended.height > 20
+    assert ended["valid_to"].is_null().all()
+    assert (ended["billing_status"] == "canceled").all()
+
+
+def _oracle(world):
+    """(workspace id, moment) -> attribution, from the events' payloads and the CRM's changes alone, by plain search."""
+    states = defaultdict(lambda: defaultdict(list))
+    for event in world.stripe_events:  # in true order
+        obj = event.data["object"]
+        if event.livemode and event.object_type == "subscription":
+            status = "canceled" if obj["status"] == "incomplete_expired" else obj["status"]
+            plan = obj["items"]["data"][0]["price"]["id"].split("_")[1]
+            states[obj["customer"]][obj["id"]].append((event.created, status, plan))
+    owners = defaultdict(list)
+    for change in world.crm_changes:
+        owners[change.workspace_id].append((change.effective_at, change.stripe_customer_id))
+
+    def attribute(workspace_id: str, at: datetime) -> tuple:
+        if workspace_id not in owners:
+            return ("unmapped_workspace", None, None, None, None)
+        customer = max((since, owner) for since, owner in owners[workspace_id] if since <= at)[1]
+        running = []
+        for subscription_id, versions in states[customer].items():
+            upto = [v for v in versions if v[0] <= at.timestamp()]
+            if upto:
+                _, status, plan = upto[-1]
+                standing = (-STATUS_CLASS.index(status), PLAN_RANK[plan], versions[0][0], subscription_id)
+                running.append((standing, (customer, subscription_id, plan, status)))
+        return ("resolved", *max(running)[1]) if running else ("no_subscription", None, None, None, None)
+
+    return attribute
+
+
+def test_attribution_is_what_a_search_through_the_payloads_finds(world, truth):
+    frame = pl.read_parquet(truth / "product_events.parquet")
+    assert frame.columns == EVENTS
+    attribute = _oracle(world)
+    rows = frame.rows()
+    rare = [r for r in rows if r[3] != "resolved" or r[7] not in ("active", "trialing")]
+    for _, occurred_at, workspace_id, *attributed in Random(1).sample(rows, 500) + Random(2).sample(rare, min(500, len(rare))):
+        assert tuple(attributed) == attribute(workspace_id, occurred_at), (workspace_id, occurred_at)
+    assert set(frame["outcome"]) == {"resolved", "unmapped_workspace", "no_subscription"}
+
+
+def test_attribution_follows_moves_and_overlaps(world):
+    moved = [w for w in world.workspaces if len(w.owners) > 1]
+    assert any(w.entered > datetime.fromtimestamp(w.owners[-1][0], UTC) for w in moved)
+    overlapping = 0
+    for timeline in world.timelines.values():
+        own = [h for h in world.histories.values() if h[0].stripe_customer_id == timeline[0].stripe_customer_id]
+        spans = sorted((h[0].valid_from, h[-1].valid_from) for h in own if h[-1].status == "canceled")
+        overlapping += any(a[1] > b[0] for a, b in pairwise(spans)) or len(own) > 1
+        assert timeline[0].valid_from == min(h[0].valid_from for h in own)
+    assert overlapping > 5
+
+
+def test_counts_are_what_is_sent(world, truth):
+    told = json.loads((truth / "truth.json").read_text())
+    assert told["config"] == world.config.to_json()
+    sent = pl.concat([pl.from_arrow(table) for table in world.product_records.slices()])
+    product = told["product_events"]
+    assert product["sent"] == sent.height == product["unique"] + product["duplicates"] + product["malformed"]
+    assert product["unique"] == world.config.product_events
+    ids = set(pl.read_parquet(truth / "product_events.parquet")["event_id"])
+    assert len(ids) == product["unique"]
+    texts = sent["payload"].to_list()
+    prefix = {text[13:49].decode() for text in texts if text.startswith(b'{"event_id":"')}
+    assert ids <= prefix
+    bodies = {d.event_id: json.loads(d.body) for d in world.stripe_deliveries}
+    stripe = told["stripe_events"]
+    assert stripe["sent"] == len(world.stripe_deliveries)
+    assert stripe["unique"] == len(bodies) == pl.read_parquet(truth / "stripe_events.parquet").height
+    known = [b for b in bodies.values() if b["livemode"] and b["data"]["object"]["object"] in KNOWN_OBJECTS]
+    assert stripe["unique_known"] == len(known)
+
+
+@pytest.mark.parametrize("events", [1, 7, 1000])
+def test_the_number_of_unique_events_is_exact(events):
+    world = build_world(WorldConfig(seed=events, customers=100, days=20, product_events=events))
+    assert counts(world)["product_events"]["unique"] == events

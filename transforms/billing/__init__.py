@@ -1,0 +1,1 @@
+"""billing: canonical tables, a function of the set of Stripe events."""

@@ -1,0 +1,21 @@
+"""billing.subscriptions: the last state of each subscription, in event order."""
+
+from __future__ import annotations
+
+import polars as pl
+import pyarrow as pa
+
+from lakehouse.transforms import Inputs
+from transforms.subscriptions import subscription_states
+
+INPUTS = ("billing.event_versions",)
+
+
+def build(inputs: Inputs) -> pa.Table:
+    """One row a subscription, canceled ones included."""
+    latest = subscription_states(inputs).group_by("account", "subscription_id", maintain_order=True).last()
+    return (
+        latest.with_columns(pl.col("created_at").alias("updated_at"))
+        .drop("created_at", "sequence", "deleted", "recorded_at", "pause_collection", "plan_rank")
+        .to_arrow()
+    )

@@ -1,0 +1,1 @@
+"""marts: the questions, answered."""

@@ -1,0 +1,1 @@
+"""product: clean events with the plan in force when they happened."""

@@ -1,0 +1,1 @@
+"""SOURCE -> raw: Kafka, Stripe webhooks, CRM."""

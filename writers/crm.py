@@ -1,0 +1,127 @@
+"""CRM -> raw.crm_workspaces: every version of a mapping that a poll sees, deletions included, from any SQL database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import polars as pl
+from pyiceberg.table import Table as IcebergTable
+from sqlalchemy import MetaData, Table, create_engine, select
+from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
+
+from lakehouse.checks import check_staged
+from lakehouse.commit import Change, commit
+from lakehouse.errors import Retryable, Terminal
+from lakehouse.lake import Lake
+from lakehouse.positions import vector_of
+from lakehouse.queries import connect, files_sql
+from lakehouse.staging import stage
+from writers.kafka import Batch
+
+TABLE = "raw.crm_workspaces"
+TOPIC = "crm.workspaces"
+
+VERSION = ["customer_id", "effective_at", "updated_at", "deleted"]
+SCHEMA: dict[str, pl.DataType] = {
+    "workspace_id": pl.String(),
+    "customer_id": pl.String(),
+    "effective_at": pl.Datetime("us", "UTC"),
+    "updated_at": pl.Datetime("us", "UTC"),
+    "deleted": pl.Boolean(),
+}
+
+
+def read_crm(url: str) -> pl.DataFrame:
+    """The CRM's table `workspaces` as it stands: columns of SCHEMA, one row a workspace.
+
+    Raises:
+        Terminal: no such table, or a time that is not ISO-8601 with a zone. Retryable: the database does not answer.
+    """
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            workspaces = Table("workspaces", MetaData(), autoload_with=connection)
+            c = workspaces.c
+            rows = connection.execute(select(c.workspace_id, c.stripe_customer_id, c.effective_at, c.updated_at, c.deleted)).all()
+    except NoSuchTableError:
+        raise Terminal(f"the CRM at {engine.url.render_as_string()} has no table 'workspaces'; check LAKEHOUSE_CRM_URL") from None
+    except SQLAlchemyError as error:
+        raise Retryable(f"the CRM at {engine.url.render_as_string()} does not answer: {type(error).__name__}") from None
+    finally:
+        engine.dispose()
+    return pl.DataFrame(
+        [(w, c, _instant(e, "effective_at"), _instant(u, "updated_at"), bool(d)) for w, c, e, u, d in rows], SCHEMA, orient="row"
+    )
+
+
+def _instant(value: str | datetime, column: str) -> datetime:
+    at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    if at.tzinfo is None:
+        raise Terminal(f"the CRM's workspaces.{column} holds a time without a zone")
+    return at.astimezone(UTC)
+
+
+def changed_versions(known: pl.DataFrame, present: pl.DataFrame, seen_at: datetime) -> pl.DataFrame:
+    """The versions in `present` that are not the last known one of their workspace, and a deletion for each that vanished.
+
+    A pure function; both frames have the columns of SCHEMA, `known` one row a workspace.
+    """
+    new = present.join(known, on=["workspace_id", *VERSION], how="anti", nulls_equal=True)
+    gone = (
+        known.filter(~pl.col("deleted"))
+        .join(present, on="workspace_id", how="anti")
+        .with_columns(
+            pl.lit(seen_at).cast(SCHEMA["effective_at"]).alias("effective_at"),
+            pl.lit(seen_at).cast(SCHEMA["updated_at"]).alias("updated_at"),
+            pl.lit(value=True).alias("deleted"),
+        )
+    )
+    return pl.concat([new, gone.select(new.columns)]).sort("updated_at", "workspace_id")
+
+
+def _last_known(lake: Lake, table: IcebergTable) -> pl.DataFrame:
+    """The last version of each workspace that the raw table holds: columns of SCHEMA."""
+    files = [task.file.file_path for task in table.scan().plan_files()]
+    if not files:
+        return pl.DataFrame(schema=SCHEMA)
+    with connect(lake.settings) as connection:
+        last = connection.execute(
+            f"SELECT {', '.join(SCHEMA)} FROM {files_sql(files)} "
+            'QUALIFY row_number() OVER (PARTITION BY workspace_id ORDER BY "offset" DESC) = 1'
+        ).to_arrow_table()
+    return pl.DataFrame(last, schema_overrides=SCHEMA)
+
+
+def ingest_crm(lake: Lake, url: str, seen_at: datetime | None = None) -> Batch:
+    """Poll the CRM once and commit the versions not seen before.
+
+    Raises:
+        Fenced: another poll committed meanwhile.
+    """
+    seen_at = seen_at or datetime.now(UTC)
+    present = read_crm(url)
+    declared, table = lake.declaration(TABLE), lake.open_for_write(TABLE)
+    position = vector_of(table.metadata, TABLE).get((TOPIC, 0), 0)
+    known = _last_known(lake, table)
+    new = changed_versions(known, present, seen_at)
+    rows = new.select(
+        pl.lit(TOPIC).alias("topic"),
+        pl.lit(0, pl.Int32).alias("partition"),
+        pl.int_range(position, position + new.height, dtype=pl.Int64).alias("offset"),
+        pl.lit(seen_at).alias("received_at"),
+        *SCHEMA,
+    )
+    files = stage(table, declared, rows.to_arrow())
+    with connect(lake.settings) as connection:
+        check_staged(connection, declared, files)
+    done = commit(
+        table,
+        lake.run,
+        Change(
+            consumer=TABLE,
+            expected={(TOPIC, 0): position},
+            reached={(TOPIC, 0): position + new.height},
+            add=files,
+        ),
+    )
+    return Batch(TABLE, done.snapshot_id, new.height, 0)

@@ -1,0 +1,33 @@
+"""Stripe webhooks -> raw.stripe_events: the envelope fields needed to prune are read out; the body is kept as it came."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+
+# The receiver checked signature and JSON; what cannot be read all the same stays NULL here and is judged downstream.
+ENVELOPE = """
+SELECT
+    * EXCLUDE (h, f),
+    coalesce(TRY_CAST(h['received_at'] AS TIMESTAMPTZ), kafka_timestamp) AS received_at,
+    h['source'] AS source,
+    f[1] AS event_id, f[2] AS event_type, to_timestamp(TRY_CAST(f[3] AS BIGINT)) AS created_at, f[4] AS api_version,
+    f[5] AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode
+FROM (
+    SELECT
+        *,
+        -- of a header sent twice the last counts
+        map_from_entries(list_distinct(list_transform(headers, lambda x: {'k': x.key, 'v': try(decode(x.value))}))) AS h,
+        json_extract_string(
+            CASE WHEN json_valid(try(decode(payload))) THEN try(decode(payload)) END,
+            ['$.id', '$.type', '$.created', '$.api_version', '$.account', '$.livemode']
+        ) AS f
+    FROM records
+)
+"""
+
+
+def with_envelope(connection: duckdb.DuckDBPyConnection, records: pa.Table) -> pa.Table:
+    """Raw records (writers.kafka.RAW_SCHEMA) with received_at, source and the Stripe envelope added."""
+    connection.register("records", records)
+    return connection.execute(ENVELOPE).to_arrow_table()
