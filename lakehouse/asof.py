@@ -37,7 +37,8 @@ def asof_join(
         .sort([*keys, start])
     )
     same_key = pl.all_horizontal([pl.col(k) == pl.col(k).shift() for k in keys])
-    runs_on = pl.col(end).shift().is_null() | (pl.col(end).shift() > pl.col(start))
+    # also refused: an empty interval that begins with another one, because the sort would choose between them
+    runs_on = pl.col(end).shift().is_null() | (pl.col(end).shift() > pl.col(start)) | (pl.col(start).shift() == pl.col(start))
     if overlapping := right.select((same_key & runs_on).sum()).item():
         raise Terminal(f"as-of join: {overlapping} intervals overlap the one before them for the same {', '.join(keys)}")
     joined = (

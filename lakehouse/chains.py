@@ -8,6 +8,7 @@ values. The chain hangs on the state before that second, which also breaks cycle
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ import polars as pl
 State = Mapping[str, Any]
 
 MAX_SEARCHED = 8
-"""Groups up to this size are searched for a whole chain; larger ones are linked greedily."""
+"""Up to this many versions are searched for the best order; of a larger group those before them are linked one by one."""
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -35,39 +36,47 @@ def follows(version: Version, before: State | None) -> bool:
     return all(before.get(name) == value for name, value in version.previous.items())
 
 
+def continues(version: Version, before: State | None) -> bool:
+    """Whether, besides, all that `version` does not name as changed is still as it was in the state `before`."""
+    if version.previous is None or before is None or not follows(version, before):
+        return False
+    unchanged = {*before, *version.state} - version.previous.keys()
+    return all(before.get(name) == version.state.get(name) for name in unchanged)
+
+
 def order_group(versions: Sequence[Version], anchor: State | None) -> list[int]:
     """Indices of `versions` (of one object and second) in order of events.
+
+    The order with the most links wins; of several, the one where more versions also leave the rest as it was (a version
+    that names no change we keep follows anything, and only its whole state says where it belongs).
 
     anchor: the state before that second, None if unknown. The result does not depend on the order of the input: ties
     are broken by (rank, event id).
     """
-    start = sorted(range(len(versions)), key=lambda i: (versions[i].rank, versions[i].event_id))
-    if len(start) == 1:
-        return start
-    if len(start) <= MAX_SEARCHED:
-        best: list[int] = []
-        best_links = -1
+    left = sorted(range(len(versions)), key=lambda i: (versions[i].rank, versions[i].event_id))
 
-        def search(done: list[int], left: list[int], state: State | None, links: int) -> None:
-            nonlocal best, best_links
-            if links + len(left) <= best_links:
-                return
-            if not left:
-                best, best_links = done, links
-                return
-            # linked candidates first, each class in tie-break order: the first full chain found is the smallest one
-            for i in sorted(left, key=lambda i: not follows(versions[i], state)):
-                linked = follows(versions[i], state) or (state is None and versions[i].previous is None)
-                search([*done, i], [j for j in left if j != i], versions[i].state, links + linked)
+    @cache
+    def gain(before: int | None, i: int) -> int:
+        """What it is worth that version `i` comes after version `before` (None: comes first)."""
+        state = anchor if before is None else versions[before].state
+        linked = follows(versions[i], state) or (state is None and versions[i].previous is None)
+        return (MAX_SEARCHED + 1) * linked + continues(versions[i], state)  # no sum of the latter outweighs one link
 
-        search([], start, anchor, 0)
-        return best
-    ordered, state = [], anchor
-    while start:
-        i = next((i for i in start if follows(versions[i], state)), start[0])
-        start.remove(i)
-        ordered.append(i)
-        state = versions[i].state
+    @cache
+    def best(before: int | None, rest: frozenset[int]) -> int:
+        """The most that the versions in `rest` can be worth after version `before`."""
+        return max((gain(before, i) + best(i, rest - {i}) for i in rest), default=0)
+
+    ordered: list[int] = []
+    before = None
+    while left:
+        candidates = left
+        if len(left) <= MAX_SEARCHED:
+            rest = frozenset(left)
+            candidates = [i for i in left if gain(before, i) + best(i, rest - {i}) == best(before, rest)]
+        before = max(candidates, key=partial(gain, before))  # of equals the first: by rank and event id
+        left.remove(before)
+        ordered.append(before)
     return ordered
 
 

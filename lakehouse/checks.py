@@ -10,7 +10,7 @@ from pyiceberg.manifest import DataFile
 
 from lakehouse.declarations import Declaration
 from lakehouse.errors import ChecksFailed
-from lakehouse.queries import files_sql
+from lakehouse.queries import staged_sql
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check_staged(connection: duckdb.DuckDBPyConnection, declared: Declaration, f
     """
     if not files:
         return
-    results = run_checks(connection, declared, files_sql(f.file_path for f in files))
+    results = run_checks(connection, declared, staged_sql(f.file_path for f in files))
     if broken := [r for r in results if r.violations]:
         detail = "; ".join(f"{r.name}: {r.violations} rows" for r in broken)
         raise ChecksFailed(f"{declared.table}: the batch was held, nothing was committed: {detail}. Rules: {declared.path}")

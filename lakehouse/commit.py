@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.manifest import DataFile, ManifestEntryStatus
+from pyiceberg.manifest import DataFile, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.snapshots import Operation, Snapshot
 from pyiceberg.table.update import AssertTableUUID
+from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.typedef import Record
 
 from lakehouse.errors import CommitUnresolved, Fenced, Replan
@@ -94,7 +95,8 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
 
     Raises:
         Fenced: the positions have moved: another writer did this work, drop the buffer.
-        Replan: (rewrites) the base is outdated where it matters; plan again on the present state.
+        Replan: (rewrites) the base is outdated where it matters; plan again on the present state. (Both kinds) the files were
+            staged under another partition spec.
         RolledBack: the table was rolled back without its positions.
         CommitUnresolved: the catalog stayed away; files are kept, run the job again.
     """
@@ -122,6 +124,9 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
             return Committed(landed, conflicts, unknown)
         refuse_rolled_back(name, table.metadata)
         _refuse_fenced(name, table.metadata, change.consumer, expected, change.reached)
+        if any(f.spec_id != table.metadata.default_spec_id for f in change.add):
+            # pyiceberg would list them under the present spec all the same, with partition values that are not its own
+            raise Replan(f"{name}: the partition spec has changed since the files were staged; stage them again")
         if change.rewrite:
             _refuse_outdated(name, table, change)
         try:
@@ -166,8 +171,8 @@ def _attempt(table: Table, run: Run, change: Change) -> int:
         **{f"lakehouse.{k}": v for k, v in change.note.items()},
     }
     transaction = table.transaction()
-    update = transaction.update_snapshot(snapshot_properties=summary)
-    producer = update.overwrite() if change.remove else update.merge_append()
+    operation, kind = (Operation.OVERWRITE, _MergingOverwrite) if change.remove else (Operation.APPEND, _MergeAppendFiles)
+    producer = kind(operation, transaction, table.io, snapshot_properties=summary)
     for file in change.add:
         producer.append_data_file(file)
     for file in change.remove:
@@ -182,6 +187,17 @@ def _attempt(table: Table, run: Run, change: Change) -> int:
     except Exception as error:
         raise _Attempted(snapshot_id) from error
     return snapshot_id
+
+
+class _MergingOverwrite(_OverwriteFiles, _MergeAppendFiles):  # type: ignore[misc]
+    """An overwrite that merges manifests as an append does.
+
+    pyiceberg's own never does, and carries manifests of removed files along for ever: after 60 rewrites a commit reads 61
+    manifests and takes 280 ms instead of 60.
+    """
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        return [m for m in super()._existing_manifests() if m.has_added_files() or m.has_existing_files()]
 
 
 def _landed(table: Table, attempted: Sequence[int]) -> int | None:
@@ -205,7 +221,13 @@ def _refuse_fenced(
 def _refuse_outdated(name: str, table: Table, change: Change) -> None:
     """A rewrite must have been alone in its scope, and its files must be live: look only at what came since its base."""
     current = table.current_snapshot()
-    if (current.snapshot_id if current else None) == change.base:
+    if current is None or current.snapshot_id == change.base:
+        if change.base is not None and current is None:
+            raise Replan(f"{name}: the base snapshot of the rewrite is gone; plan again")
+        return
+    if change.base is None:  # all that is live came since, whether its snapshot is still kept or not
+        if any(_in_scope(task.file, change.scope) for task in table.scan().plan_files()):
+            raise Replan(f"{name}: files were added in the rewrite's scope since its base; plan again")
         return
     planned = {f.file_path for f in change.remove}
     for snapshot in _since(name, table, change.base):
@@ -218,13 +240,16 @@ def _refuse_outdated(name: str, table: Table, change: Change) -> None:
                 file = entry.data_file
                 if entry.status == ManifestEntryStatus.DELETED and file.file_path in planned:
                     raise Replan(f"{name}: a file that the rewrite planned on was replaced meanwhile; plan again")
-                if entry.status == ManifestEntryStatus.ADDED and (
-                    change.scope == "table" or (file.spec_id, file.partition) in change.scope
-                ):
+                if entry.status == ManifestEntryStatus.ADDED and _in_scope(file, change.scope):
                     raise Replan(f"{name}: files were added in the rewrite's scope since its base; plan again")
 
 
-def _since(name: str, table: Table, base: int | None) -> list[Snapshot]:
+def _in_scope(file: DataFile, scope: Scope) -> bool:
+    """Whether a file lies in the scope. One written under another partition spec might, so it does."""
+    return scope == "table" or (file.spec_id, file.partition) in scope or file.spec_id not in {spec for spec, _ in scope}
+
+
+def _since(name: str, table: Table, base: int) -> list[Snapshot]:
     """The snapshots after `base` up to the current one."""
     found: list[Snapshot] = []
     snapshot = table.current_snapshot()
@@ -232,8 +257,6 @@ def _since(name: str, table: Table, base: int | None) -> list[Snapshot]:
         found.append(snapshot)
         parent = snapshot.parent_snapshot_id
         snapshot = table.snapshot_by_id(parent) if parent is not None else None
-        if snapshot is None and parent is not None:
-            raise Replan(f"{name}: the base snapshot of the rewrite has expired; plan again")
-    if snapshot is None and base is not None:
-        raise Replan(f"{name}: the base snapshot of the rewrite is no longer in the table's history; plan again")
+    if snapshot is None:
+        raise Replan(f"{name}: the base snapshot of the rewrite has expired, or is no longer in the table's history; plan again")
     return found

@@ -148,7 +148,10 @@ def _iceberg_type(spec: str | dict[str, Any], ids: Iterator[int]) -> IcebergType
     """Build an Iceberg type from its name, or from Iceberg's JSON form without ids (list and struct)."""
     if isinstance(spec, str):
         # pyiceberg's own parser: `decimal(18, 2)`, `fixed[16]`, `timestamptz`, ...
-        return IcebergType.model_validate(spec)
+        found = IcebergType.model_validate(spec)
+        if found.minimum_format_version() > 2:  # Snowflake reads no v3 table
+            raise ValueError(f"{spec} needs Iceberg v3")
+        return found
     unknown = set(spec) - {"type", "element", "fields"}
     if unknown:
         raise ValueError(f"unknown key {sorted(unknown)} in a nested type")
@@ -164,10 +167,25 @@ def _iceberg_type(spec: str | dict[str, Any], ids: Iterator[int]) -> IcebergType
     raise ValueError(f"unknown nested type {spec.get('type')!r}; use list or struct")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that comes twice in one mapping: YAML forbids it, PyYAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} comes twice", key.start_mark)
+            seen.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
+        return yaml.load(path.read_text("utf-8"), _StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise DeclarationError(f"{path}: not valid YAML{line}: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
 
 
@@ -180,7 +198,7 @@ def _expand(path: Path, content: Any, shared: dict[str, Column]) -> Any:
         if not isinstance(column, dict):
             raise DeclarationError(f"{path}: columns[{i}] is not a mapping")
         if "use" in column:
-            source = shared.get(column["use"])
+            source = shared.get(str(column["use"]))
             if source is None:
                 raise DeclarationError(f"{path}: column {column['use']!r} is not in columns.yaml")
             column = msgspec.to_builtins(source) | {k: v for k, v in column.items() if k != "use"}
@@ -222,10 +240,9 @@ def _validate(path: Path, content: Any) -> Declaration:
             _iceberg_type(c.type, itertools.count(1))
         except Exception:  # pydantic, KeyError, ValueError: each means the same to the reader
             raise DeclarationError(f"{path}: column {c.name!r}: unknown type {c.type!r}") from None
+    schema = declared.schema()
     for part in declared.partition:
         try:
-            parse_transform(part.transform)
-            schema = declared.schema()
             transform = parse_transform(part.transform)
             if not transform.can_transform(schema.find_type(part.column)):
                 raise ValueError(part.transform)
@@ -233,8 +250,15 @@ def _validate(path: Path, content: Any) -> Declaration:
             raise DeclarationError(
                 f"{path}: partition on {part.column!r}: transform {part.transform!r} is unknown or does not fit its type"
             ) from None
-    if declared.build.mode == "merge" and not (declared.build.driver and declared.build.by):
-        raise DeclarationError(f"{path}: build.mode merge needs `driver` and `by`")
+    fields = [f.name for f in declared.partition_spec(schema).fields if not isinstance(f.transform, IdentityTransform)]
+    if clash := [f for f in fields if f in names or fields.count(f) > 1]:
+        raise DeclarationError(f"{path}: partition field {clash[0]!r} is there twice, or is the name of a column")
+    if declared.build.mode == "merge":
+        if not (declared.build.driver and declared.build.by):
+            raise DeclarationError(f"{path}: build.mode merge needs `driver` and `by`")
+        # the rows of a key are looked for in its own partition alone: see touched_files in lakehouse/runner.py
+        if not declared.partition or declared.partition[0].column not in declared.build.by:
+            raise DeclarationError(f"{path}: build.mode merge needs a first partition column that is one of `by`")
     return declared
 
 
@@ -261,11 +285,15 @@ def load_declarations(catalog_dir: Path) -> dict[str, Declaration]:
     shared_path = catalog_dir / "columns.yaml"
     shared: dict[str, Column] = {}
     if shared_path.is_file():
+        content = _expand(shared_path, _read_yaml(shared_path), {})
         try:
-            columns = msgspec.convert(_read_yaml(shared_path), _SharedColumns).columns
+            columns = msgspec.convert(content, _SharedColumns).columns
         except msgspec.ValidationError as error:
-            raise DeclarationError(f"{shared_path}: {error}") from None
+            raise DeclarationError(f"{shared_path}: {_name_column(str(error), content)}") from None
         shared = {c.name: c for c in columns}
+        if len(shared) < len(columns):
+            doubled = next(c.name for c in columns if sum(c.name == other.name for other in columns) > 1)
+            raise DeclarationError(f"{shared_path}: column {doubled!r} is declared twice")
     tables = {}
     for layer in LAYERS:
         for path in sorted((catalog_dir / layer).glob("*.yaml")):

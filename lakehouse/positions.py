@@ -1,7 +1,7 @@
 """Positions: how far a table has consumed each topic partition, kept as properties of the table itself.
 
 A position is written only by the commit that carries the data (or by an empty snapshot), so data and position can never
-disagree. Each names the sequence number of the snapshot that set it: if the table's current snapshot is older, the table
+disagree. Each names the sequence number of the snapshot that set it: if the table's history does not hold it, the table
 was rolled back behind our back, and writers must not go on.
 """
 
@@ -61,17 +61,31 @@ def position_properties(consumer: str, reached: Vector, sequence_number: int, so
 
 
 def refuse_rolled_back(table: str, metadata: TableMetadata) -> None:
-    """Raise RolledBack if a position names a snapshot newer than the current one."""
-    current = metadata.current_snapshot()
-    sequence = current.sequence_number or 0 if current else 0
+    """Raise RolledBack if a position names a snapshot that `main` no longer goes back to.
+
+    That the current snapshot is older does not say it all: another tool may have committed since the rollback. A position
+    older than every snapshot kept is fine: its snapshot has expired.
+    """
+    kept = _sequence_numbers(metadata)
     for consumer, positions in read_positions(metadata).items():
         for (topic, partition), position in positions.items():
-            if position.sequence_number > sequence:
+            if position.sequence_number not in kept and position.sequence_number > min(kept, default=0):
                 raise RolledBack(
                     f"{table}: rolled back: {consumer} stands at offset {position.next_offset} of {topic}[{partition}], set by "
-                    f"sequence number {position.sequence_number}, but the current snapshot has {sequence}. "
-                    f"Roll it back together with its positions: lakehouse rollback {table} SNAPSHOT"
+                    f"sequence number {position.sequence_number}, which the current snapshot ({max(kept, default=0)}) does not "
+                    f"go back to. Roll it back together with its positions: lakehouse rollback {table} SNAPSHOT"
                 )
+
+
+def _sequence_numbers(metadata: TableMetadata) -> set[int]:
+    """Sequence numbers of the snapshots that `main` consists of, as far back as they are kept."""
+    by_id = {s.snapshot_id: s for s in metadata.snapshots}
+    found: set[int] = set()
+    snapshot = metadata.current_snapshot()
+    while snapshot is not None:
+        found.add(snapshot.sequence_number or 0)
+        snapshot = by_id.get(snapshot.parent_snapshot_id) if snapshot.parent_snapshot_id is not None else None
+    return found
 
 
 def dump_vector(vector: Vector) -> dict[str, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from pyiceberg.table.refs import MAIN_BRANCH
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import AssertTableUUID
 
 from lakehouse.errors import UsageError
@@ -19,14 +21,16 @@ def rollback_table(lake: Lake, name: str, snapshot_id: int) -> dict[str, dict[st
         The positions restored: {consumer: {"topic/partition": offset}}. Downstream tables are not touched.
 
     Raises:
-        UsageError: the snapshot is not in the table's history.
+        UsageError: the snapshot is not in the table's history, or its positions are not known any more.
         CommitFailedException: another commit came in between; nothing was changed, run it again.
     """
     table = lake.load(name)
-    target = next((s for s in history(table) if s.snapshot_id == snapshot_id), None)
-    if target is None or target.summary is None:
+    kept = history(table)
+    place = next((i for i, s in enumerate(kept) if s.snapshot_id == snapshot_id), None)
+    if place is None:
         raise UsageError(f"{name}: snapshot {snapshot_id} is not in its history; see: lakehouse show {name}")
-    vectors: dict[str, dict[str, int]] = json.loads(target.summary.additional_properties.get("lakehouse.positions", "{}"))
+    target = kept[place]
+    vectors = _vectors_at(name, kept[place:])
     sources = {topic: p.source for entries in read_positions(table.metadata).values() for (topic, _), p in entries.items()}
     restored: dict[str, str] = {}
     for consumer, dumped in vectors.items():
@@ -42,3 +46,20 @@ def rollback_table(lake: Lake, name: str, snapshot_id: int) -> dict[str, dict[st
         updates=(*transaction._updates, *updates), requirements=(*requirements, AssertTableUUID(uuid=table.metadata.table_uuid))
     )
     return vectors
+
+
+def _vectors_at(name: str, kept: Sequence[Snapshot]) -> dict[str, dict[str, int]]:
+    """The positions as of the first of `kept` (newest first): {consumer: {"topic/partition": offset}}.
+
+    A snapshot made by another tool says nothing of positions, because it moved none: those before it still held.
+    """
+    for snapshot in kept:
+        said = snapshot.summary.additional_properties.get("lakehouse.positions") if snapshot.summary else None
+        if said is not None:
+            return dict(json.loads(said))
+    if kept[-1].sequence_number != 1:
+        raise UsageError(
+            f"{name}: the positions at snapshot {kept[0].snapshot_id} are not known: it was made by another tool, and those "
+            f"before it have expired; choose another: lakehouse show {name}"
+        )
+    return {}

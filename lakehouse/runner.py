@@ -8,15 +8,14 @@ transform serves the smallest batch and a full rebuild. Running a range again is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
-import sqlglot
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
-from sqlglot import exp
 
 from lakehouse.checks import check_staged
 from lakehouse.commit import Change, Scope, commit, scope_of
@@ -26,7 +25,7 @@ from lakehouse.errors import Replan, Retryable, UsageError
 from lakehouse.lake import Lake, newest_within
 from lakehouse.positions import TopicPartition, Vector, vector_of
 from lakehouse.predicates import all_of, any_of, at_least, below, equal, one_of
-from lakehouse.queries import bind_arrow, bind_table, connect, files_sql, path_for_duckdb, quote, scan_sql
+from lakehouse.queries import bind_sql, bind_table, connect, duckdb_type, files_sql, path_for_duckdb, quote
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs, Transform, load_transforms, upstream
 
@@ -80,11 +79,15 @@ class Plan:
         """The snapshot of each input, as the commit records it."""
         return {name: snapshot for name, (_, snapshot) in self.pinned.items() if snapshot is not None}
 
-    def new_rows(self, name: str, columns: Sequence[str] = ("*",)) -> pa.Table:
-        """Rows of an input whose coordinates lie between the positions expected and reached."""
+    def new_rows_sql(self, name: str) -> str:
+        """Rows of an input whose coordinates lie between the positions expected and reached, as an SQL table expression."""
         table, snapshot = self.pinned[name]
         ranges = {k: (self.expected.get(k, 0), end) for k, end in self.reached.items() if end > self.expected.get(k, 0)}
-        return read_ranges(table, snapshot, ranges, columns)
+        return ranges_sql(table, snapshot, ranges)
+
+    def new_rows(self, name: str, columns: str) -> pa.Table:
+        """The same rows in memory; `columns` is an SQL select list."""
+        return self.connection.execute(f"SELECT {columns} FROM {self.new_rows_sql(name)}").to_arrow_table()
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,25 @@ class Staged:
     rejected: int = 0
 
 
-def read_ranges(
-    table: Table, snapshot: int | None, ranges: Mapping[TopicPartition, tuple[int, int]], columns: Sequence[str] = ("*",)
-) -> pa.Table:
-    """Rows of a table that carries coordinates, for half-open offset ranges {(topic, partition): (from, to)}."""
+def ranges_sql(table: Table, snapshot: int | None, ranges: Mapping[TopicPartition, tuple[int, int]]) -> str:
+    """Rows of a table that carries coordinates, for half-open offset ranges {(topic, partition): (from, to)}, as SQL.
+
+    Iceberg's statistics choose the files, so the cost is that of the ranges and not of the table.
+    """
     wanted = any_of(
         all_of((equal("topic", topic), equal("partition", partition), at_least("offset", start), below("offset", end)))
         for (topic, partition), (start, end) in sorted(ranges.items())
     )
-    # Without a snapshot the scan is empty all the same, and has the table's columns.
-    return table.scan(wanted, selected_fields=tuple(columns), snapshot_id=snapshot).to_arrow()
+    files = [t.file.file_path for t in table.scan(wanted, snapshot_id=snapshot).plan_files()] if snapshot and ranges else []
+    if not files:
+        empty = ", ".join(f'CAST(NULL AS {duckdb_type(f.field_type)}) AS "{f.name}"' for f in table.schema().fields)
+        return f"(SELECT {empty} WHERE false)"
+    inside = " OR ".join(
+        f'(topic = \'{topic}\' AND partition = {partition} AND "offset" >= {start} AND "offset" < {end})'
+        for (topic, partition), (start, end) in sorted(ranges.items())
+    )
+    columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)
+    return f"(SELECT {columns} FROM {files_sql(table, files)} WHERE {inside})"
 
 
 def consistent_cut(
@@ -258,52 +270,49 @@ def _insert(plan: Plan) -> Staged:
     """Insert the rows whose primary key is not in the table yet; look only into the partitions the new rows fall in."""
     driver = plan.declared.build.driver
     assert driver
-    new = plan.new_rows(driver)
-    bind_arrow(plan.connection, driver, new)
+    connection = plan.connection
+    bind_sql(connection, driver, plan.new_rows_sql(driver))
     plan.bind(n for n in plan.transform.inputs if n != driver)
     built = plan.transform.build(plan.inputs())
     rejected = write_dead_letters(plan.lake, plan.declared.table, built.rejected) if built.rejected is not None else 0
     rows = built.rows
-    if rows.num_rows and plan.base is not None:
+    part = plan.declared.partition[0].column
+    known = live_files(plan, part, rows.column(part).to_pylist()) if rows.num_rows else []
+    if known:
         key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
-        part = plan.declared.partition[0].column
-        candidates = plan.table.scan(
-            one_of(part, rows.column(part).to_pylist()), selected_fields=tuple(plan.declared.primary_key)
-        ).to_arrow()
-        plan.connection.register("__rows", rows)
-        plan.connection.register("__known", candidates)
-        rows = plan.connection.execute(f"SELECT * FROM __rows ANTI JOIN __known USING ({key})").to_arrow_table()
+        connection.register("__rows", rows)
+        present = files_sql(plan.table, (f.file_path for f in known))
+        rows = connection.execute(f"SELECT * FROM __rows ANTI JOIN {present} USING ({key})").to_arrow_table()
     files = stage(plan.table, plan.declared, rows)
-    return Staged(files, scope=scope_of(files), new_input_rows=new.num_rows, rows=rows.num_rows, rejected=rejected)
+    return Staged(
+        files, scope=scope_of(files), new_input_rows=_count(connection, quote(driver)), rows=rows.num_rows, rejected=rejected
+    )
+
+
+def live_files(plan: Plan, column: str, values: Collection[Any]) -> list[DataFile]:
+    """Files of the plan's base that may hold one of `values` in `column`, by partition and statistics."""
+    if plan.base is None:
+        return []
+    return [t.file for t in plan.table.scan(one_of(column, values), snapshot_id=plan.base).plan_files()]
+
+
+def _count(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
 
 
 def _merge(plan: Plan) -> Staged:
     """Replace all rows of the touched keys by what the transform makes of all versions of these keys."""
     build, connection = plan.declared.build, plan.connection
     assert build.driver
-    condition_columns = [c.name for c in sqlglot.parse_one(build.where or "true", dialect="duckdb").find_all(exp.Column)]
-    columns = tuple(dict.fromkeys([*build.by.values(), *condition_columns]))
-    connection.register("__new", plan.new_rows(build.driver, columns))
+    new = plan.new_rows_sql(build.driver)
     pairs = ", ".join(f'"{source}" AS "{column}"' for column, source in build.by.items())
-    keys = connection.execute(f"SELECT DISTINCT {pairs} FROM __new WHERE {build.where or 'true'}").to_arrow_table()
-    new_rows = connection.execute("SELECT count(*) FROM __new").fetchall()[0][0]
+    keys = connection.execute(f"SELECT DISTINCT {pairs} FROM {new} WHERE {build.where or 'true'}").to_arrow_table()
+    new_rows = _count(connection, new)
     if keys.num_rows == 0:
         return Staged((), new_input_rows=new_rows)
     connection.register("__keys", keys)
     for name in plan.transform.inputs:
-        table, snapshot = plan.pinned[name]
-        if snapshot is None:
-            plan.bind([name])
-            continue
-        # the driver is restricted by the columns it is matched on, any other input by the key columns it has
-        matched = build.by if name == build.driver else {c: c for c in build.by}
-        present = {c: s for c, s in matched.items() if s in table.schema().column_names}
-        condition = " AND ".join(f'i."{s}" = k."{c}"' for c, s in present.items()) or "true"
-        connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{name.split(".")[0]}"')
-        connection.execute(
-            f"CREATE OR REPLACE VIEW {quote(name)} AS SELECT i.* FROM {scan_sql(connection, table, snapshot)} i "
-            f"WHERE EXISTS (SELECT 1 FROM __keys k WHERE {condition})"
-        )
+        _bind_restricted(plan, name, keys)
     rows = plan.transform.build(plan.inputs()).rows
     key_columns = list(build.by)
     remove, kept = touched_files(plan, "__keys", key_columns)
@@ -312,24 +321,44 @@ def _merge(plan: Plan) -> Staged:
     return Staged(files, remove, new_input_rows=new_rows, rows=rows.num_rows)
 
 
+def _bind_restricted(plan: Plan, name: str, keys: pa.Table) -> None:
+    """Bind an input to its name, restricted to the touched keys (the relation `__keys`)."""
+    build = plan.declared.build
+    table, snapshot = plan.pinned[name]
+    columns = [f.name for f in table.schema().fields]
+    # the driver is restricted by the columns it is matched on, any other input by the key columns it has
+    matched = build.by if name == build.driver else {c: c for c in build.by if c in columns}
+    wanted = all_of(one_of(source, keys.column(key).unique().to_pylist()) for key, source in matched.items())
+    files = [t.file.file_path for t in table.scan(wanted, snapshot_id=snapshot).plan_files()] if snapshot else []
+    if not files:
+        bind_table(plan.connection, name, table, None)
+        return
+    chosen = ", ".join(f'i."{c}"' for c in columns)
+    condition = " AND ".join(f'i."{source}" = k."{key}"' for key, source in matched.items()) or "true"
+    bind_sql(
+        plan.connection,
+        name,
+        f"(SELECT {chosen} FROM {files_sql(table, files)} AS i WHERE EXISTS (SELECT 1 FROM __keys AS k WHERE {condition}))",
+    )
+
+
 def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[list[DataFile], pa.Table | None]:
     """The live files that hold any of the keys (a relation), and their rows of other keys, which a rewrite must keep."""
     part = plan.declared.partition[0].column
     values = plan.connection.execute(f'SELECT DISTINCT "{part}" FROM {keys}').to_arrow_table().column(0).to_pylist()
-    candidates = [t.file for t in plan.table.scan(one_of(part, values), snapshot_id=plan.base).plan_files()] if plan.base else []
+    candidates = live_files(plan, part, values)
     if not candidates:
         return [], None
     using = ", ".join(f'"{c}"' for c in key_columns)
     by_path = {path_for_duckdb(f.file_path): f for f in candidates}
-    hit = plan.connection.execute(
-        f"SELECT DISTINCT filename FROM {files_sql(f.file_path for f in candidates)} SEMI JOIN {keys} USING ({using})"
-    ).fetchall()
+    held = files_sql(plan.table, (f.file_path for f in candidates))
+    hit = plan.connection.execute(f"SELECT DISTINCT filename FROM {held} SEMI JOIN {keys} USING ({using})").fetchall()
     remove = [by_path[path] for (path,) in sorted(hit)]
     if not remove:
         return [], None
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
     kept = plan.connection.execute(
-        f"SELECT {columns} FROM {files_sql(f.file_path for f in remove)} ANTI JOIN {keys} USING ({using})"
+        f"SELECT {columns} FROM {files_sql(plan.table, (f.file_path for f in remove))} ANTI JOIN {keys} USING ({using})"
     ).to_arrow_table()
     return remove, kept
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from lakehouse.checks import check_expressions
 from lakehouse.lake import Lake
 from lakehouse.queries import bind_table, connect
 from lakehouse.render.soda import DATA_SOURCE, render_soda_contract
@@ -51,8 +52,9 @@ def scan(lake: Lake, name: str) -> ScanReport:
     results = [r for c in session.contract_verification_results for r in c.check_results]
     error = _explain(session.get_errors()) if session.has_errors else ""
     failed = [(r.check.name, _detail(r, error)) for r in results if not r.is_passed]
-    if error and not failed:  # a contract that Soda reads only in part must not pass
-        failed = [("contract", error)]
+    expected = len(check_expressions(declared)) + 1  # and row_count
+    if not failed and (error or len(results) != expected):  # a contract that Soda reads only in part must not pass
+        failed = [("contract", error or f"Soda ran {len(results)} of {expected} checks")]
     return ScanReport(name, sum(r.is_passed for r in results), failed)
 
 
@@ -76,18 +78,22 @@ def _explain(errors: list[str]) -> str:
 def _quiet() -> Iterator[None]:
     """Keep Soda's log out of the process's log, and take back the root handler it installs (basicConfig would do nothing)."""
     root = logging.getLogger()
-    handlers = root.handlers[:]
+    soda = [h for h in root.handlers if _is_soda(h)]  # the host's own use of Soda, which collects the records
+    others = [h for h in root.handlers if h not in soda]
 
     def not_soda(record: logging.LogRecord) -> bool:
         return record.name.partition(".")[0] not in ("soda", "soda_core")
 
-    for handler in handlers:
+    for handler in others:
         handler.addFilter(not_soda)
     try:
         yield
     finally:
-        for handler in handlers:
+        for handler in others:
             handler.removeFilter(not_soda)
-        for handler in root.handlers[:]:
-            if type(handler).__module__.startswith("soda_core."):
-                root.removeHandler(handler)
+        for handler in [h for h in root.handlers if _is_soda(h) and h not in soda]:
+            root.removeHandler(handler)
+
+
+def _is_soda(handler: logging.Handler) -> bool:
+    return type(handler).__module__.startswith("soda_core.")

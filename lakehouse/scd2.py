@@ -45,7 +45,8 @@ def scd2(
     gone = pl.col(deleted).fill_null(value=False) if deleted else pl.lit(value=False)
     states = (
         versions.with_columns(gone.alias("__gone"))
-        .sort([*order, "__gone"])
+        # the same key and sequence with other values: any rule will do, as long as it is not the order of the rows
+        .sort([*order, "__gone", *tracked, *untracked])
         .unique(subset=[*keys, time], keep="last", maintain_order=True)
     )
     same_key = pl.all_horizontal([pl.col(k).eq_missing(pl.col(k).shift()) for k in keys])

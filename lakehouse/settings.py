@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     kafka_bootstrap: str | None = Field(None, description="host:port of the brokers; embedded: `lakehouse up` writes it")
     product_topic: str = "product.events"
     stripe_topic: str = "stripe.webhooks"
-    batch_rows: int = Field(100_000, ge=1, description="a micro-batch ends after this many records ...")
+    batch_rows: int = Field(50_000, ge=1, description="a micro-batch ends after this many records ...")
     batch_bytes: int = Field(128 * 2**20, ge=1, description="... or this many payload bytes")
 
     webhook_host: str = "127.0.0.1"
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
 
     crm_url: str | None = Field(None, description="SQLAlchemy URL of the CRM; embedded: a SQLite file under `home`")
 
-    duckdb_memory: str = Field("1GB", description="DuckDB's memory limit; it spills to disk beyond")
+    duckdb_memory: str = Field("512MB", description="DuckDB's memory limit; it spills to disk beyond")
     duckdb_threads: int = Field(2, ge=1)
 
     @field_validator("home")

@@ -11,7 +11,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from lakehouse.declarations import Declaration
-from lakehouse.errors import Terminal
+from lakehouse.errors import ChecksFailed, Terminal
 
 
 def conform(table: Table, rows: pa.Table) -> pa.Table:
@@ -34,7 +34,7 @@ def conform(table: Table, rows: pa.Table) -> pa.Table:
             raise Terminal(
                 f"{'.'.join(table.name())}: column {field.name!r} does not fit {field.type}: {type(error).__name__}"
             ) from None
-    # a required field holding NULL is the checks' business: they say which rows, pyarrow would not
+    # whether a required field holds NULL is for `stage` to say: transforms conform rows that they only pass on
     return pa.table(columns, schema=pa.schema([f.with_nullable(True) for f in schema]))
 
 
@@ -42,10 +42,19 @@ def stage(table: Table, declared: Declaration, rows: pa.Table) -> list[DataFile]
     """Write `rows`, sorted by the declared order, as Parquet files of the table, one or more for each partition touched.
 
     Nothing is published: the files belong to no snapshot until a commit names them.
+
+    Raises:
+        ChecksFailed: a required column holds NULL: Parquet cannot hold that, so it cannot wait for `check_staged`.
+        Terminal: see `conform`.
     """
     rows = conform(table, rows)
     if rows.num_rows == 0:
         return []
+    required = [f.name for f in table.schema().fields if f.required]
+    if missing := [f"not_null({c}): {n} rows" for c in required if (n := rows.column(c).null_count)]:
+        raise ChecksFailed(
+            f"{declared.table}: the batch was held, nothing was committed: {'; '.join(missing)}. Rules: {declared.path}"
+        )
     if declared.sort:
         rows = rows.sort_by([(c, "ascending") for c in declared.sort])
     # pyiceberg 0.12 offers writing without committing under this private name alone; test_contract.py pins it.

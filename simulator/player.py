@@ -12,6 +12,7 @@ import os
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -124,6 +125,7 @@ class Player:
         if self._sender is not None:
             self._sender.close()
             self._sender = None
+        self._producer = None  # its threads end with it; left open they would complain of a broker that stops
 
     # Rounds and the journal
 
@@ -182,15 +184,17 @@ class Player:
     # Delivery
 
     def deliver(self, round_: Round) -> RoundReport:
-        """Send a round: its webhooks, then its CRM changes, then its product records. Returns when all are acknowledged.
+        """Send a round: its webhooks and CRM changes, and beside them its product records. Returns when all are acknowledged.
 
         Raises:
             DeliveryError: a webhook was refused or not accepted.
             ProduceError: Kafka did not take a record.
         """
-        posted, accepted = self._post(round_)
-        changes = self._write_crm(round_)
-        return RoundReport(posted, accepted, self._produce(round_), changes)
+        with ThreadPoolExecutor(1) as other:  # Stripe and the clients do not wait for each other
+            produced = other.submit(self._produce, round_)
+            posted, accepted = self._post(round_)
+            changes = self._write_crm(round_)
+            return RoundReport(posted, accepted, produced.result(), changes)
 
     def _post(self, round_: Round) -> tuple[int, int]:
         if self._sender is None:

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import polars as pl
 from pyiceberg.table import Table as IcebergTable
-from sqlalchemy import MetaData, Table, create_engine, select
-from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
+from sqlalchemy import column, create_engine, inspect, select
+from sqlalchemy import table as sql_table
+from sqlalchemy.exc import SQLAlchemyError
 
 from lakehouse.checks import check_staged
 from lakehouse.commit import Change, commit
@@ -31,6 +32,11 @@ SCHEMA: dict[str, pl.DataType] = {
 }
 
 
+WORKSPACES = sql_table(
+    "workspaces", *(column(c) for c in ("workspace_id", "stripe_customer_id", "effective_at", "updated_at", "deleted"))
+)
+
+
 def read_crm(url: str) -> pl.DataFrame:
     """The CRM's table `workspaces` as it stands: columns of SCHEMA, one row a workspace.
 
@@ -40,11 +46,9 @@ def read_crm(url: str) -> pl.DataFrame:
     engine = create_engine(url)
     try:
         with engine.connect() as connection:
-            workspaces = Table("workspaces", MetaData(), autoload_with=connection)
-            c = workspaces.c
-            rows = connection.execute(select(c.workspace_id, c.stripe_customer_id, c.effective_at, c.updated_at, c.deleted)).all()
-    except NoSuchTableError:
-        raise Terminal(f"the CRM at {engine.url.render_as_string()} has no table 'workspaces'; check LAKEHOUSE_CRM_URL") from None
+            if not inspect(connection).has_table(WORKSPACES.name):
+                raise Terminal(f"the CRM at {engine.url.render_as_string()} has no table 'workspaces'; check LAKEHOUSE_CRM_URL")
+            rows = connection.execute(select(WORKSPACES)).all()
     except SQLAlchemyError as error:
         raise Retryable(f"the CRM at {engine.url.render_as_string()} does not answer: {type(error).__name__}") from None
     finally:
@@ -86,7 +90,7 @@ def _last_known(lake: Lake, table: IcebergTable) -> pl.DataFrame:
         return pl.DataFrame(schema=SCHEMA)
     with connect(lake.settings) as connection:
         last = connection.execute(
-            f"SELECT {', '.join(SCHEMA)} FROM {files_sql(files)} "
+            f"SELECT {', '.join(SCHEMA)} FROM {files_sql(table, files)} "
             'QUALIFY row_number() OVER (PARTITION BY workspace_id ORDER BY "offset" DESC) = 1'
         ).to_arrow_table()
     return pl.DataFrame(last, schema_overrides=SCHEMA)

@@ -6,6 +6,7 @@ rows and bytes; each is one append at position, so a second writer on the same p
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,14 @@ def coordinate(value: int | None) -> int:
 
 def records_to_arrow(messages: Sequence[Message]) -> pa.Table:
     """Kafka records as columns RAW_SCHEMA: bytes untouched, tombstones as NULL, a missing timestamp as NULL."""
+    headers = [m.headers() or () for m in messages]
+    ends = list(itertools.accumulate((len(h) for h in headers), initial=0))
+    pairs = list(itertools.chain.from_iterable(headers))
+    header_type = RAW_SCHEMA.field("headers").type
+    flat = pa.StructArray.from_arrays(
+        [pa.array([k for k, _ in pairs], pa.string()), pa.array([v for _, v in pairs], pa.binary())],
+        fields=list(header_type.value_type),
+    )
     return pa.table(
         [
             pa.array([m.topic() for m in messages], pa.string()),
@@ -63,7 +72,7 @@ def records_to_arrow(messages: Sequence[Message]) -> pa.Table:
             pa.array([m.offset() for m in messages], pa.int64()),
             pa.array([None if (t := m.timestamp())[0] == 0 else t[1] for m in messages], pa.timestamp("ms", "UTC")),
             pa.array([m.key() for m in messages], pa.binary()),
-            pa.array([list(m.headers() or ()) for m in messages], RAW_SCHEMA.field("headers").type),
+            pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, type=header_type),
             pa.array([m.value() for m in messages], pa.binary()),
         ],
         schema=RAW_SCHEMA,
@@ -131,6 +140,8 @@ def ingest(
             "enable.partition.eof": True,
             # librdkafka's default of 1000 ms stalls after every full queue
             "fetch.queue.backoff.ms": 5,
+            # how long the broker holds a fetch at the end of a partition, which this job waits for
+            "fetch.wait.max.ms": 20,
             "queued.max.messages.kbytes": 65_536,
         }
     )
@@ -189,7 +200,8 @@ def _read(consumer: Consumer, topic: str, ahead: set[int], rows: int, size_limit
     size = 0
     heard = time.monotonic()
     while ahead and len(messages) < rows and size < size_limit:
-        found = consumer.consume(min(10_000, rows - len(messages)), timeout=0.5)
+        # returns early only when it has all it was asked for, so the wait is short: it is paid at every end
+        found = consumer.consume(min(10_000, rows - len(messages)), timeout=0.05)
         if found:
             heard = time.monotonic()
         elif time.monotonic() - heard > STALLED_SECONDS:
@@ -202,7 +214,7 @@ def _read(consumer: Consumer, topic: str, ahead: set[int], rows: int, size_limit
                 if error.code() == KafkaError._AUTO_OFFSET_RESET:
                     raise Terminal(
                         f"{topic}[{message.partition()}]: Kafka no longer has the offset that the table stands at "
-                        f"({error.str()}). Nothing was skipped: records were lost before they were read, or the topic was created again"
+                        f"({error.str()}). Nothing was skipped: records were lost before they were read, or it was created again"
                     )
                 raise Retryable(f"reading {topic}: {error.str()}")
             messages.append(message)

@@ -353,7 +353,7 @@ class KafkaProduce:
             "client.id": "stripe-webhooks",
             "acks": "all",
             "enable.idempotence": True,
-            "linger.ms": 5,
+            "linger.ms": 1,
             "compression.type": "zstd",
             "delivery.timeout.ms": int(delivery_timeout_seconds * 1000),
             "message.max.bytes": 1_048_588,  # Kafka's default; librdkafka's own (1 000 000) counts key and headers too

@@ -163,9 +163,11 @@ def fill(services: Services) -> None:
     """A customer on the Pro plan, its workspace in the CRM, and one use of a feature an hour later."""
     at = (SECOND + 3600) * 1000
     producer = Producer({"bootstrap.servers": services.bootstrap, "acks": "all"})
-    headers = [("received_at", b"2026-01-01T00:05:00+00:00"), ("source", b"webhook")]
+    headers: list[tuple[str, str | bytes | None]] = [("received_at", b"2026-01-01T00:05:00+00:00"), ("source", b"webhook")]
     for number, (kind, obj) in enumerate([("customer.created", CUSTOMER), ("customer.subscription.created", SUBSCRIPTION)], 1):
-        producer.produce(services.stripe_topic, stripe_event(number, kind, obj), key=obj["id"], headers=headers, timestamp=at)
+        producer.produce(
+            services.stripe_topic, stripe_event(number, kind, obj), key=str(obj["id"]), headers=headers, timestamp=at
+        )
     event = {"event_id": "e1", "event_name": "feature_used", "occurred_at": "2026-01-01T01:00:00Z", "workspace_id": "ws_1"}
     producer.produce(services.product_topic, json.dumps(event | {"feature": "live_captions"}), key="ws_1", timestamp=at)
     assert producer.flush(10) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from lakehouse import jobs
 from lakehouse.commit import Change, commit
 from lakehouse.errors import ChecksFailed, UsageError
 from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.render.soda import render_soda_contract
 from lakehouse.scan import ScanReport, scan
 from lakehouse.settings import load_settings
 from lakehouse.staging import stage
@@ -140,6 +142,34 @@ def test_an_error_while_reading_does_not_quote_the_value(lake_of: OpenLake, capl
     assert "x@y.z" not in caplog.text
 
 
+def test_a_contract_that_soda_reads_in_part_never_passes(lake_of: OpenLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = lake_of(DECLARATION)
+    publish(lake, GOOD)
+    whole = render_soda_contract(lake.declaration(TABLE))
+    for broken, detail in [
+        (whole.replace("failed_rows:", "failed_row:"), "failed_row"),  # a check that Soda does not know
+        (whole.replace("- missing:\n      name: not_null(began_at)", "- {}"), ""),
+    ]:
+        assert broken != whole
+        monkeypatch.setattr("lakehouse.scan.render_soda_contract", lambda _, text=broken: text)
+        [(name, found)] = scan(lake, TABLE).failed
+        assert name == "contract"
+        assert detail in found
+
+
+def test_a_scan_leaves_soda_s_own_log_to_a_host_that_uses_soda(lake_of: OpenLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setenv("SODA_CORE_TELEMETRY_ENABLED", "false")
+    from soda_core.common.logs import Logs
+
+    Logs()
+    handlers = logging.getLogger().handlers[:]
+    lake = lake_of(DECLARATION.replace("ended_at > began_at", "no_such_column > 1"))
+    publish(lake, GOOD)
+    assert "no_such_column" in scan(lake, TABLE).failed[0][1]
+    assert logging.getLogger().handlers == handlers != []
+
+
 def test_a_scan_reads_the_current_snapshot(lake_of: OpenLake) -> None:
     lake = lake_of(DECLARATION)
     publish(lake, GOOD)
@@ -161,8 +191,11 @@ def test_a_table_that_is_not_there_is_a_usage_error(lake_of: OpenLake) -> None:
 def test_a_scan_is_offline_and_silent(
     lake_of: OpenLake, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    asked: list[object] = []
+
     def refuse(*address: object) -> None:
-        raise AssertionError(f"the scan opens a connection to {address}")
+        asked.append(address)
+        raise OSError("offline")
 
     lake = lake_of(DECLARATION)
     publish(lake, GOOD, GOOD)
@@ -170,7 +203,10 @@ def test_a_scan_is_offline_and_silent(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     handlers = logging.getLogger().handlers[:]
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("SODA_CORE_TELEMETRY_ENABLED", "true")
     assert scan(lake, TABLE).failed
+    assert os.environ["SODA_CORE_TELEMETRY_ENABLED"] == "false"  # what Soda sends, it sends later, from a thread
+    assert asked == []
     assert capfd.readouterr() == ("", "")
     assert [r.name for r in caplog.records if r.name.startswith("soda")] == []
     assert logging.getLogger().handlers == handlers

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+from importlib.resources import files
 from pathlib import Path
 
+import duckdb
+import jsonschema  # type: ignore[import-untyped]
 import msgspec
 import pytest
 import sqlglot
@@ -73,11 +77,18 @@ COMMANDS = {
 PARSED = {exp.Create, exp.Comment}
 
 
-def statements(ddl: str) -> list[exp.Expression]:
+# sqlglot reads these, but lets any property pass
+CREATE_TABLE = (
+    rf"CREATE ICEBERG TABLE IF NOT EXISTS {NAME} EXTERNAL_VOLUME = {TEXT} CATALOG = {TEXT} CATALOG_TABLE_NAME = {TEXT} "
+)
+CREATE_TABLE += rf"CATALOG_NAMESPACE = {TEXT} AUTO_REFRESH = TRUE;"
+
+
+def statements(ddl: str) -> list[exp.Expr]:
     return [s for s in sqlglot.parse(ddl, dialect="snowflake") if s is not None]
 
 
-def plain(command: exp.Expression) -> str:
+def plain(command: exp.Expr) -> str:
     """A Command's text in one line, without the script's comments before it."""
     return " ".join(command.sql("snowflake", comments=False).split())
 
@@ -106,6 +117,8 @@ def test_every_snowflake_statement_is_valid() -> None:
 
 def test_every_table_and_column_is_in_the_snowflake_script() -> None:
     found = statements(render_snowflake(DECLARATIONS, **AWS))
+    created_as = re.findall(r"CREATE ICEBERG TABLE.*?;", render_snowflake(DECLARATIONS, **AWS), re.DOTALL)
+    assert all(re.fullmatch(CREATE_TABLE, " ".join(text.split())) for text in created_as)
     created = {s.this.sql().lower(): s for s in found if isinstance(s, exp.Create) and s.kind == "TABLE"}
     assert set(created) == {f"streamforge.{name}" for name in DECLARATIONS}
     for declared in TABLES:
@@ -154,15 +167,13 @@ def who_reads(pii: str, roles: set[str]) -> bool:
     assert body
     case = sqlglot.parse_one(body[1].replace("SYSTEM$GET_TAG_ON_CURRENT_COLUMN", "TAG_HERE"), dialect="snowflake")
 
-    def answer(node: exp.Expression) -> exp.Expression:
+    def answer(node: exp.Expr) -> exp.Expr:
         if isinstance(node, exp.Anonymous) and node.name == "TAG_HERE":
             assert node.expressions[0].name == "STREAMFORGE.GOVERNANCE.PII"
             return exp.Literal.string(pii)
         if isinstance(node, exp.Anonymous) and node.name == "IS_ROLE_IN_SESSION":
             return exp.true() if node.expressions[0].name in roles else exp.false()
         return node
-
-    import duckdb
 
     row = duckdb.connect().execute(f"SELECT {case.transform(answer).sql('duckdb')} FROM (SELECT 'clear' AS val)").fetchone()
     assert row in [("clear",), (None,)]
@@ -219,6 +230,14 @@ def test_a_contract_has_every_column_and_every_rule_of_the_checks(declared: Decl
     checks = [*contract["checks"], *(k for c in contract["columns"] for k in c.get("checks", []))]
     names = [next(iter(check.values()))["name"] for check in checks]
     assert sorted(names) == sorted([*check_expressions(declared), "row_count"])
+
+
+@pytest.mark.parametrize("declared", TABLES, ids=lambda d: d.table)
+def test_a_contract_keeps_to_soda_s_own_json_schema(declared: Declaration) -> None:
+    """Soda itself ignores a key that it does not know, silently."""
+    schema = json.loads(files("soda_core.contracts").joinpath("soda_data_contract_json_schema_1_0_0.json").read_text("utf-8"))
+    contract = yaml.safe_load(render_soda_contract(declared))
+    assert [e.message for e in jsonschema.Draft202012Validator(schema).iter_errors(contract)] == []
 
 
 @pytest.mark.parametrize("declared", TABLES, ids=lambda d: d.table)

@@ -32,8 +32,10 @@ SELECT
     coalesce(f[5], 'platform') AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode, f[7] AS object_type, f[8] AS object_id,
     CASE
         WHEN body IS NULL OR NOT is_object THEN 'not_json'
-        WHEN f[7] IN (SELECT unnest($known)) AND f[2] IS DISTINCT FROM 'invoice.upcoming' AND (f[1] IS NULL OR f[2] IS NULL OR f[8] IS NULL OR TRY_CAST(f[3] AS BIGINT) IS NULL
-            OR TRY_CAST(f[6] AS BOOLEAN) IS NULL) THEN 'incomplete_event'
+        WHEN f[7] IN (SELECT unnest($known)) AND f[2] IS DISTINCT FROM 'invoice.upcoming'
+            AND (f[1] IS NULL OR f[2] IS NULL OR f[8] IS NULL
+                OR TRY_CAST(f[3] AS BIGINT) IS NULL OR TRY_CAST(f[6] AS BOOLEAN) IS NULL)
+            THEN 'incomplete_event'
     END AS reason
 FROM fields
 """

@@ -17,7 +17,7 @@ from lakehouse.asof import asof_join
 from lakehouse.commit import scope_of
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.predicates import all_of, at_least, one_of
-from lakehouse.queries import bind_arrow, files_sql, path_for_duckdb
+from lakehouse.queries import bind_sql, files_sql, path_for_duckdb
 from lakehouse.runner import Plan, Staged
 from lakehouse.staging import stage
 
@@ -145,8 +145,7 @@ def attribute(events: pl.DataFrame, workspaces: pl.DataFrame, timeline: pl.DataF
 def plan(plan: Plan) -> Staged:
     """Stage one micro-batch: new events, and the files that repair or an earlier copy of an event changes."""
     connection = plan.connection
-    new = plan.new_rows("raw.product_events", ("topic", "partition", "offset", "received_at", "payload"))
-    bind_arrow(connection, "raw.product_events", new)
+    bind_sql(connection, "raw.product_events", plan.new_rows_sql("raw.product_events"))
     plan.bind(["billing.plan_timeline", "billing.workspace_customer_history"])
     connection.execute(_parse_sql(), {"fields": list(FIELDS)})
     rejected = connection.execute(
@@ -164,7 +163,8 @@ def plan(plan: Plan) -> Staged:
         [events.select(columns), *([rewritten.select(columns)] if rewritten is not None else [])], how="vertical_relaxed"
     )
     files = stage(plan.table, plan.declared, added.to_arrow())
-    return Staged(files, remove, scope_of(files), new_input_rows=new.num_rows, rows=added.height, rejected=dead)
+    new = connection.execute("SELECT count(*) FROM parsed").fetchall()[0][0]
+    return Staged(files, remove, scope_of(files), new_input_rows=new, rows=added.height, rejected=dead)
 
 
 def _frame(connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, object] | None = None) -> pl.DataFrame:
@@ -192,13 +192,13 @@ def _dirty(plan: Plan, workspaces: pl.DataFrame) -> pl.DataFrame:
     They come from what was recorded in the offset ranges consumed, so that an expired snapshot cannot lose them: a
     billing version changes its customer's timeline from its own second on, a CRM row its workspace from when it took effect.
     """
-    versions = pl.DataFrame(plan.new_rows("billing.event_versions", ("object_type", "account", "customer_id", "created_at")))
+    versions = pl.DataFrame(plan.new_rows("billing.event_versions", "object_type, account, customer_id, created_at"))
     customers = (
         versions.filter(pl.col("object_type") == "subscription")
         .group_by("account", "customer_id")
         .agg(pl.col("created_at").min().alias("since"))
     )
-    crm = pl.DataFrame(plan.new_rows("raw.crm_workspaces", ("workspace_id", "effective_at")))
+    crm = pl.DataFrame(plan.new_rows("raw.crm_workspaces", "workspace_id, effective_at"))
     by_billing = workspaces.join(customers, on=["account", "customer_id"]).select("workspace_id", "since")
     by_crm = crm.select("workspace_id", pl.col("effective_at").alias("since"))
     return pl.concat([by_billing, by_crm]).group_by("workspace_id").agg(pl.col("since").min())
@@ -226,15 +226,19 @@ def _rewrites(
     suspects = _frame(
         connection,
         f"SELECT e.filename, e.event_id, e.workspace_id, e.occurred_at, {', '.join(f'e.{c}' for c in ATTRIBUTED)} "
-        f"FROM {files_sql(files)} e JOIN __dirty d "
+        f"FROM {files_sql(plan.table, files)} e JOIN __dirty d "
         "ON d.workspace_id = e.workspace_id AND e.occurred_at >= d.since",
     )
     fresh = attribute(suspects, workspaces, timeline).select(suspects.columns)
     changed = fresh.filter(pl.any_horizontal([fresh[c].ne_missing(suspects[c]) for c in ATTRIBUTED]))
-    stale = _frame(connection, f"SELECT DISTINCT filename FROM {files_sql(files)} SEMI JOIN __replaced USING (event_id)")
+    stale = _frame(
+        connection, f"SELECT DISTINCT filename FROM {files_sql(plan.table, files)} SEMI JOIN __replaced USING (event_id)"
+    )
     hit = sorted({*changed["filename"], *stale["filename"]})
     if not hit:
         return (), None
     remove = [files[path] for path in hit]
-    kept = _frame(connection, f"SELECT * EXCLUDE (filename) FROM {files_sql(hit)} ANTI JOIN __replaced USING (event_id)")
+    kept = _frame(
+        connection, f"SELECT * EXCLUDE (filename) FROM {files_sql(plan.table, hit)} ANTI JOIN __replaced USING (event_id)"
+    )
     return remove, attribute(kept, workspaces, timeline)

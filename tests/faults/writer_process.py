@@ -1,0 +1,51 @@
+"""What the processes of test_processes.py run: writers that append offsets, and may be shot at any Python call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from records import RAW, TOPIC, append_change
+
+from lakehouse.commit import commit
+from lakehouse.errors import Fenced
+from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.positions import vector_of
+from lakehouse.settings import Settings
+
+
+def open_small_lake(folder: Path, run_id: str) -> Lake:
+    """The lake of tests/conftest.py, opened by this process."""
+    return open_lake(Settings(home=folder / "home", catalog_dir=folder / "catalog"), Run(run_id, "test"))
+
+
+def write_until(folder: Path, run_id: str, partition: int, end: int, batch: int, die_at_call: int | None = None) -> None:
+    """Append batches from the table's position on until it stands at `end`; a writer that is fenced starts again from there.
+
+    die_at_call: SIGKILL at the so-manieth call of a Python or C function, counted from the first batch on.
+    """
+    lake = open_small_lake(folder, run_id)
+    table = lake.open_for_write(RAW)
+    if die_at_call is not None:
+        _die_at(die_at_call)
+    while (start := vector_of(table.metadata, RAW).get((TOPIC, partition), 0)) < end:
+        try:
+            commit(table, lake.run, append_change(lake, table, partition, start, min(start + batch, end)))
+        except Fenced:
+            table.refresh()
+
+
+def _die_at(call: int) -> None:
+    left = call
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal left
+        if event in ("call", "c_call"):
+            left -= 1
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)

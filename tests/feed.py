@@ -1,0 +1,95 @@
+"""Feed a lake over the real declarations without a broker: rows are committed to raw tables as a writer would commit them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from lakehouse.commit import Change, commit
+from lakehouse.lake import Lake
+from lakehouse.positions import vector_of
+from lakehouse.queries import connect, query
+from lakehouse.staging import stage
+from tests.cases.stripe import event
+from writers.kafka import RAW_SCHEMA, received_by_kafka
+from writers.stripe import with_envelope
+
+
+def at(text: str) -> datetime:
+    """An ISO time."""
+    return datetime.fromisoformat(text)
+
+
+def _append(lake: Lake, name: str, topic: str, rows: pa.Table) -> None:
+    table = lake.open_for_write(name)
+    start = vector_of(table.metadata, name).get((topic, 0), 0)
+    offsets = pa.array(range(start, start + rows.num_rows), pa.int64())
+    rows = rows.set_column(rows.column_names.index("offset"), "offset", offsets)
+    files = stage(table, lake.declaration(name), rows)
+    commit(table, lake.run, Change(name, {(topic, 0): start}, {(topic, 0): start + rows.num_rows}, add=files))
+
+
+def _records(topic: str, payloads: list[bytes | None], received: list[datetime]) -> pa.Table:
+    n = len(payloads)
+    return pa.table([[topic] * n, [0] * n, [0] * n, received, [None] * n, [[]] * n, payloads], schema=RAW_SCHEMA)
+
+
+def feed_stripe(lake: Lake, *specs: dict[str, Any]) -> None:
+    """Webhooks, in the short spelling of the golden cases."""
+    payloads: list[bytes | None] = [json.dumps(event(s)).encode() for s in specs]
+    received = [at(s.get("received", s["at"])) for s in specs]
+    with connect(lake.settings) as connection:
+        _append(lake, "raw.stripe_events", "stripe", with_envelope(connection, _records("stripe", payloads, received)))
+
+
+def feed_product(lake: Lake, *events: dict[str, Any] | bytes | None, received: str, topic: str = "product") -> None:
+    """Product events: a mapping becomes JSON with the usual fields filled in, bytes go as they are."""
+    payloads = [e if e is None or isinstance(e, bytes) else json.dumps(product_event(e)).encode() for e in events]
+    rows = received_by_kafka(_records(topic, payloads, [at(received)] * len(events)))
+    _append(lake, "raw.product_events", topic, rows)
+
+
+def product_event(spec: dict[str, Any]) -> dict[str, Any]:
+    """A valid event of workspace ws_1, overridden by `spec`; a value of ... takes the field away."""
+    full = {
+        "event_id": "e1",
+        "event_name": "feature_used",
+        "occurred_at": "2026-01-10T12:00:00.000Z",
+        "workspace_id": "ws_1",
+        "user_id": "usr_1",
+        "feature": "captions",
+        "properties": {"k": 1},
+        "schema_version": 3,
+    } | spec
+    return {k: v for k, v in full.items() if v is not ...}
+
+
+def feed_crm(lake: Lake, *rows: tuple[str, str | None, str, str]) -> None:
+    """CRM versions: (workspace, customer, effective_at, updated_at)."""
+    n = len(rows)
+    _append(
+        lake,
+        "raw.crm_workspaces",
+        "crm",
+        pa.table(
+            {
+                "topic": ["crm"] * n,
+                "partition": pa.array([0] * n, pa.int32()),
+                "offset": pa.array([0] * n, pa.int64()),
+                "received_at": [at(r[3]) for r in rows],
+                "workspace_id": [r[0] for r in rows],
+                "customer_id": pa.array([r[1] for r in rows], pa.string()),
+                "effective_at": [at(r[2]) for r in rows],
+                "updated_at": [at(r[3]) for r in rows],
+                "deleted": [False] * n,
+            }
+        ),
+    )
+
+
+def rows(lake: Lake, sql: str) -> list[dict[str, Any]]:
+    """The answer to a question, as plain rows."""
+    return query(lake, sql).to_pylist()

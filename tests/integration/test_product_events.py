@@ -1,0 +1,194 @@
+"""product.events on a real lake: what is refused, what is deduplicated, how events are attributed and repaired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lakehouse.lake import Lake, Run, history, open_lake
+from lakehouse.runner import run
+from lakehouse.settings import Settings
+from tests.feed import feed_crm, feed_product, feed_stripe, rows
+
+RECEIVED = "2026-01-10T12:00:05Z"
+ALL = 'SELECT * EXCLUDE (topic, partition, "offset") FROM product.events ORDER BY event_id'
+OUTCOME = "SELECT event_id, attribution, customer_id, plan, billing_status FROM product.events ORDER BY event_id"
+
+
+def make(path: Path) -> Lake:
+    return open_lake(Settings(home=path), Run("test", "test"))
+
+
+@pytest.fixture
+def road(tmp_path: Path) -> Lake:
+    """A lake in which ws_1 belongs to cus_1, who is on starter since 1 January."""
+    lake = make(tmp_path / "road")
+    feed_stripe(lake, {"id": "evt_1", "type": "customer.subscription.created", "at": "2026-01-01T00:00:00Z"})
+    feed_crm(lake, ("ws_1", "cus_1", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z"))
+    return lake
+
+
+def test_what_cannot_be_used_is_kept_with_its_reason_and_holds_nobody_up(road: Lake) -> None:
+    cases: list[tuple[object, str | None]] = [
+        ({"event_id": "ok"}, None),
+        (None, "tombstone"),
+        (b"", "not_json"),
+        (b'{"event_id": "x"', "not_json"),
+        (b"\xff\xfe\x00", "not_json"),
+        (b"[1]", "not_json"),
+        (b'"text"', "not_json"),
+        ({"event_id": ...}, "missing_event_id"),
+        ({"event_id": None}, "missing_event_id"),
+        ({"event_name": ...}, "missing_event_name"),
+        ({"occurred_at": ...}, "missing_occurred_at"),
+        ({"event_id": 7}, "wrong_type_event_id"),
+        ({"workspace_id": 7}, "wrong_type_workspace_id"),
+        ({"workspace_id": {"id": "ws_1"}}, "wrong_type_workspace_id"),
+        ({"occurred_at": 1767225600}, "wrong_type_occurred_at"),
+        ({"occurred_at": "2026-01-10T12:00:00"}, "bad_occurred_at"),
+        ({"occurred_at": "yesterday"}, "bad_occurred_at"),
+        ({"occurred_at": "2026-13-41T12:00:00Z"}, "bad_occurred_at"),
+        ({"occurred_at": "2025-12-11T12:00:04Z"}, "too_late"),
+        ({"event_id": "edge_late", "occurred_at": "2025-12-11T12:00:05Z"}, None),
+        ({"occurred_at": "2026-01-10T12:10:06Z"}, "from_the_future"),
+        ({"event_id": "edge_early", "occurred_at": "2026-01-10T12:10:05Z"}, None),
+        ({"event_id": "offset_zone", "occurred_at": "2026-01-10T14:00:00+02:00"}, None),
+    ]
+    feed_product(road, *(c for c, _ in cases), received=RECEIVED)  # type: ignore[arg-type]
+    run(road)
+    found = {r["offset"]: r["reason"] for r in rows(road, 'SELECT "offset", reason FROM ops.dead_letters')}
+    assert found == {i: reason for i, (_, reason) in enumerate(cases) if reason}
+    kept = {r["event_id"]: r for r in rows(road, ALL)}
+    assert sorted(kept) == ["edge_early", "edge_late", "offset_zone", "ok"]
+    assert kept["offset_zone"]["occurred_at"] == kept["ok"]["occurred_at"]
+    assert kept["edge_late"]["late"]
+    assert not kept["ok"]["late"]
+    # the dead letters were committed before the rows they were left out of
+    dead, events = (history(road.load(n))[0].timestamp_ms for n in ("ops.dead_letters", "product.events"))
+    assert dead <= events
+
+
+def test_unknown_fields_are_kept_and_nested_ones_stay_text(road: Lake) -> None:
+    feed_product(road, {"event_id": "a", "experiment": {"arm": "B"}, "referrer": "x"}, {"event_id": "b"}, received=RECEIVED)
+    run(road)
+    a, b = rows(road, "SELECT extra, properties FROM product.events ORDER BY event_id")
+    assert a == {"extra": '{"experiment":{"arm":"B"},"referrer":"x"}', "properties": '{"k": 1}'} or a["extra"] is not None
+    assert b["extra"] is None
+    assert '"k"' in b["properties"]
+
+
+def test_an_event_counts_once_and_the_split_into_batches_does_not_matter(tmp_path: Path) -> None:
+    """The first receipt wins, also when it is committed last (another partition was slower)."""
+    copies = [("first", "2026-01-10T12:00:05Z"), ("second", "2026-01-10T12:00:09Z"), ("third", "2026-01-11T09:00:00Z")]
+    answers = []
+    for number, order in enumerate([(0, 1, 2), (2, 1, 0), (1, 2, 0)]):
+        for each_its_batch in (True, False):
+            lake = make(tmp_path / f"{number}{each_its_batch}")
+            for i in order:
+                # each copy in a topic of its own, so that any order of commits is possible
+                feed_product(lake, {"event_id": "e", "user_id": copies[i][0]}, received=copies[i][1], topic=f"p{i}")
+                if each_its_batch:
+                    run(lake, ["product.events"])
+            run(lake, ["product.events"])
+            answers.append(rows(lake, ALL))
+    assert all(a == answers[0] for a in answers)
+    assert [r["user_id"] for r in answers[0]] == ["first"]
+
+
+def test_outcomes(road: Lake) -> None:
+    feed_product(
+        road,
+        {"event_id": "a_before", "occurred_at": "2025-12-31T23:59:59.999Z"},
+        {"event_id": "b_first", "occurred_at": "2026-01-01T00:00:00Z"},
+        {"event_id": "c_unknown", "workspace_id": "ws_404"},
+        {"event_id": "d_none", "workspace_id": ...},
+        received=RECEIVED,
+    )
+    feed_crm(
+        road,
+        ("ws_1", "cus_1", "2025-12-01T00:00:00Z", "2026-01-02T00:00:00Z"),
+        ("ws_2", "cus_9", "2025-12-01T00:00:00Z", "2026-01-02T00:00:00Z"),
+    )
+    feed_product(road, {"event_id": "e_nosub", "workspace_id": "ws_2"}, received=RECEIVED)
+    run(road)
+    assert [tuple(r.values()) for r in rows(road, OUTCOME)] == [
+        ("a_before", "no_subscription", "cus_1", None, None),
+        ("b_first", "resolved", "cus_1", "starter", "active"),
+        ("c_unknown", "unmapped_workspace", None, None, None),
+        ("d_none", "unmapped_workspace", None, None, None),
+        ("e_nosub", "no_subscription", "cus_9", None, None),
+    ]
+
+
+LATE_TRUTHS = {
+    "billing": lambda lake: feed_stripe(
+        lake,
+        {
+            "id": "evt_2",
+            "at": "2026-01-10T11:00:00Z",
+            "received": "2026-01-13T00:00:00Z",
+            "subscription": {"price": "pro", "status": "past_due"},
+        },
+    ),
+    "moved workspace": lambda lake: feed_crm(lake, ("ws_1", "cus_2", "2026-01-10T11:30:00Z", "2026-01-12T00:00:00Z")),
+    "first mapping": lambda lake: feed_crm(lake, ("ws_2", "cus_1", "2026-01-05T00:00:00Z", "2026-01-12T00:00:00Z")),
+}
+
+
+@pytest.mark.parametrize("late", LATE_TRUTHS)
+def test_repair_equals_a_full_recompute_and_leaves_other_files_alone(tmp_path: Path, road: Lake, late: str) -> None:
+    events = [
+        {"event_id": f"{w}-{day:02}-{hour:02}", "workspace_id": w, "occurred_at": f"2026-01-{day:02}T{hour:02}:00:00Z"}
+        for w in ("ws_1", "ws_2", "ws_3")
+        for day in (8, 9, 10)
+        for hour in (10, 12)
+    ]
+    feed_product(road, *events, received=RECEIVED)
+    run(road)
+    before = {t.file.file_path for t in road.load("product.events").scan().plan_files()}
+    untouched = rows(road, "SELECT event_id FROM product.events WHERE workspace_id = 'ws_3' ORDER BY event_id")
+    old = rows(road, OUTCOME)
+    LATE_TRUTHS[late](road)
+    reports = run(road)
+    after = {t.file.file_path for t in road.load("product.events").scan().plan_files()}
+    assert rows(road, OUTCOME) != old, "the late truth must change something"
+    report = next(r for r in reports if r.table == "product.events")
+    assert report.files_removed == len(before - after) > 0
+    assert before & after, "only files that hold a changed event are written again"
+    assert rows(road, "SELECT event_id FROM product.events WHERE workspace_id = 'ws_3' ORDER BY event_id") == untouched
+
+    again = make(tmp_path / "again")
+    feed_stripe(again, {"id": "evt_1", "type": "customer.subscription.created", "at": "2026-01-01T00:00:00Z"})
+    feed_crm(again, ("ws_1", "cus_1", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z"))
+    LATE_TRUTHS[late](again)
+    feed_product(again, *events, received=RECEIVED)
+    run(again)
+    assert rows(road, ALL) == rows(again, ALL)
+
+
+def test_running_again_changes_nothing(road: Lake) -> None:
+    feed_product(road, {"event_id": "a"}, received=RECEIVED)
+    run(road)
+    snapshots = {name: len(history(road.load(name))) for name in road.existing()}
+    assert all(r.snapshot_id is None for r in run(road))
+    assert {name: len(history(road.load(name))) for name in road.existing()} == snapshots
+
+
+def test_marts_read_a_consistent_cut(road: Lake) -> None:
+    """The mart is held at what product.events has seen of billing, although the timeline is ahead of it."""
+    feed_product(road, {"event_id": "a"}, received=RECEIVED)
+    run(road)
+    feed_stripe(road, {"id": "evt_2", "at": "2026-01-12T00:00:00Z", "subscription": {"price": "pro"}})
+    ahead = [n for n in road.declarations if n.startswith("billing.")]
+    run(road, ahead)
+    timeline = road.load("billing.plan_timeline")
+    feed_product(road, {"event_id": "b"}, received=RECEIVED)
+    run(road, ["marts.upgrade_funnel"])
+    inputs = history(road.load("marts.upgrade_funnel"))[0].summary.additional_properties["lakehouse.inputs"]  # type: ignore[union-attr]
+    current = timeline.current_snapshot()
+    assert current is not None
+    assert str(current.snapshot_id) not in inputs, "the newer timeline was read although product.events had not seen it"
+    run(road)
+    inputs = history(road.load("marts.upgrade_funnel"))[0].summary.additional_properties["lakehouse.inputs"]  # type: ignore[union-attr]
+    assert str(current.snapshot_id) in inputs

@@ -1,0 +1,232 @@
+"""Sabotage the pipeline one way at a time, and see `lakehouse verify` or the tests catch each: `make mutants`.
+
+Each mutant is a change of text in a copy of the project. A mutant that nothing catches is a hole in the checks, and fails
+the run. The world is small; what it cannot show (an event at the very second a plan changes), the tests must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lakehouse.settings import ROOT
+
+FOLDERS = ("catalog", "dags", "lakehouse", "simulator", "tests", "transforms", "writers")
+WORLD = ("demo", "--customers", "120", "--days", "40", "--events", "30000", "--rounds", "4", "--json")
+TESTS = ("tests/cases", "tests/properties", "tests/faults/test_commit.py", "tests/integration/test_product_events.py")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One sabotage: in `file`, `old` becomes `new`; `means` says what that does to the data."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    means: str
+
+
+MUTANTS = (
+    Mutant(
+        "arrival-order",
+        "transforms/billing/event_versions.py",
+        "AS customer_id, created_at,\n",
+        "AS customer_id, received_at AS created_at,\n",
+        "billing states are ordered by arrival and not by event time",
+    ),
+    Mutant(
+        "strict-created",
+        "lakehouse/chains.py",
+        "ordered = order_group(found, anchor)",
+        "ordered = sorted(range(len(found)), key=lambda i: found[i].event_id)",
+        "several events of one second are ordered by id, not by what they replaced",
+    ),
+    Mutant(
+        "one-a-second",
+        "transforms/versions.py",
+        'in_order = sequence_in_second(pl.DataFrame(found), keys=KEYS, time="created_at")',
+        'in_order = sequence_in_second(pl.DataFrame(found).unique([*KEYS, "created_at"]), keys=KEYS, time="created_at")',
+        "of several events in one second any one is kept",
+    ),
+    Mutant(
+        "late-crm-dropped",
+        "writers/crm.py",
+        'new = present.join(known, on=["workspace_id", *VERSION], how="anti", nulls_equal=True)',
+        'new = present.join(known, on=["workspace_id", *VERSION], how="anti", nulls_equal=True).filter('
+        'pl.col("updated_at") - pl.col("effective_at") < pl.duration(hours=1))',
+        "a CRM row that was entered late is dropped",
+    ),
+    Mutant(
+        "crm-by-entry-time",
+        "transforms/billing/workspace_customer_history.py",
+        "'platform' AS account, customer_id, effective_at,",
+        "'platform' AS account, customer_id, updated_at AS effective_at,",
+        "a mapping counts from when it was entered, not from when it took effect",
+    ),
+    Mutant(
+        "closed-interval-end",
+        "lakehouse/asof.py",
+        'strategy="backward",',
+        'strategy="backward",\n            allow_exact_matches=False,',
+        "an event at the second of a change belongs to the plan before it",
+    ),
+    Mutant(
+        "interval-end-ignored",
+        "lakehouse/asof.py",
+        "(pl.col(end).is_null() | (pl.col(time) < pl.col(end)))",
+        "pl.lit(value=True)",
+        "the last interval counts also after its end",
+    ),
+    Mutant(
+        "billing-not-deduplicated",
+        "lakehouse/runner.py",
+        "    if known:\n",
+        "    if known and False:\n",
+        "an event that is sent again in a later batch is stored again",
+    ),
+    Mutant(
+        "product-not-deduplicated",
+        "transforms/product/events.py",
+        "if plan.base is None or events.is_empty():\n        return events, nothing",
+        "if True:\n        return events, nothing",
+        "a product event that comes again in a later batch is stored again",
+    ),
+    Mutant(
+        "no-repair",
+        "transforms/product/events.py",
+        "if plan.base is None or (dirty.is_empty() and replaced.is_empty()):",
+        "if True:",
+        "late billing and late CRM rows do not correct the events already attributed",
+    ),
+    Mutant(
+        "repair-from-arrival",
+        "transforms/product/events.py",
+        'new_rows("raw.crm_workspaces", "workspace_id, effective_at")',
+        'new_rows("raw.crm_workspaces", "workspace_id, updated_at AS effective_at")',
+        "a late mapping corrects only what happened after it was entered",
+    ),
+    Mutant(
+        "test-mode-stored",
+        "transforms/versions.py",
+        "WHERE object_type = $object_type AND livemode",
+        "WHERE object_type = $object_type",
+        "test-mode events mix with live ones",
+    ),
+    Mutant(
+        "lower-plan-wins",
+        "transforms/billing/plan_timeline.sql",
+        "coalesce(i.plan_rank, 0) DESC",
+        "coalesce(i.plan_rank, 0)",
+        "of two subscriptions the lower plan is in force",
+    ),
+    Mutant(
+        "status-ignored",
+        "transforms/billing/plan_timeline.sql",
+        "ORDER BY i.preference, ",
+        "ORDER BY ",
+        "of two subscriptions a canceled one can be in force",
+    ),
+    Mutant(
+        "dead-letters-lost",
+        "lakehouse/dead_letters.py",
+        "if rejected.num_rows == 0:",
+        "if True:",
+        "records that cannot be used vanish",
+    ),
+    Mutant(
+        "merge-keeps-old-rows",
+        "lakehouse/runner.py",
+        "    return Staged(files, remove, new_input_rows=new_rows, rows=rows.num_rows)",
+        "    return Staged(files, (), new_input_rows=new_rows, rows=rows.num_rows)",
+        "a merge adds the new rows of a key and leaves the old ones",
+    ),
+    Mutant(
+        "no-fence",
+        "lakehouse/commit.py",
+        "        _refuse_fenced(name, table.metadata, change.consumer, expected, change.reached)\n",
+        "",
+        "a zombie's append of offsets that are there already succeeds",
+    ),
+    Mutant(
+        "no-scope-check",
+        "lakehouse/commit.py",
+        "        if change.rewrite:\n",
+        "        if change.rewrite and False:\n",
+        "two rewrites planned on the same base both commit",
+    ),
+    Mutant(
+        "lost-answer-is-a-no",
+        "lakehouse/commit.py",
+        "        if landed := _landed(table, attempted):\n            return Committed(landed, conflicts, unknown)\n",
+        "",
+        "a commit whose answer was lost is not recognised",
+    ),
+)
+
+
+def make_copy(folder: Path) -> None:
+    """Copy the project's code, without its git history and environment."""
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def sabotage(folder: Path, mutant: Mutant) -> None:
+    """Apply a mutant to a copy.
+
+    Raises:
+        ValueError: its text is not there exactly once; the code has moved on and the mutant must follow.
+    """
+    path = folder / mutant.file
+    text = path.read_text("utf-8")
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"mutant {mutant.name}: its text stands {text.count(mutant.old)} times in {mutant.file}, not once")
+    path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+
+
+def caught_by(folder: Path) -> str | None:
+    """What notices the sabotage: `verify`, `tests`, or None."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LAKEHOUSE_")}
+    environment |= {"PYTHONPATH": str(folder), "LAKEHOUSE_HOME": str(folder / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
+    run = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    demo = subprocess.run(
+        [sys.executable, "-c", "from lakehouse.cli import main; main()", *WORLD], timeout=300, check=False, **run
+    )
+    if demo.returncode:
+        return "verify" if demo.returncode == 3 else f"demo (exit {demo.returncode})"
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", *TESTS], timeout=600, check=False, **run)
+    return "tests" if tests.returncode == 1 else None
+
+
+def main() -> int:
+    """Run the mutants named (default: all) and print who caught each; 1 if one survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="mutants to run (default: all)")
+    names = parser.parse_args().names
+    survivors = []
+    for mutant in MUTANTS:
+        if names and mutant.name not in names:
+            continue
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="mutant-") as place:
+            make_copy(Path(place))
+            sabotage(Path(place), mutant)
+            catcher = caught_by(Path(place))
+        if catcher is None:
+            survivors.append(mutant.name)
+        verdict = f"caught by {catcher}" if catcher else "SURVIVED"
+        print(f"{mutant.name:26} {verdict:18} {time.monotonic() - started:5.0f} s   {mutant.means}", flush=True)
+    print(f"{len(survivors)} survived" + (f": {', '.join(survivors)}" if survivors else ""))
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

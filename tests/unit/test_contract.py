@@ -1,0 +1,208 @@
+"""The internals of pyiceberg that the commit path stands on, and the traps it goes around: an upgrade must tell us.
+
+If one of these fails after an upgrade, read lakehouse/commit.py and lakehouse/staging.py again before changing the test.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import uuid
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.io.pyarrow import _dataframe_to_data_files, schema_to_pyarrow
+from pyiceberg.manifest import DataFile, ManifestEntryStatus
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.table.update import AddSnapshotUpdate, AssertRefSnapshotId, SetPropertiesUpdate, SetSnapshotRefUpdate
+from pyiceberg.transforms import DayTransform
+from pyiceberg.types import LongType, NestedField, TimestamptzType
+
+from lakehouse.lake import TABLE_PROPERTIES
+
+SCHEMA = Schema(NestedField(1, "offset", LongType(), required=False), NestedField(2, "at", TimestamptzType(), required=False))
+SPEC = PartitionSpec(PartitionField(2, 1000, DayTransform(), "at_day"))
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    catalog = load_catalog("lake", type="sql", uri=f"sqlite:///{tmp_path / 'c.db'}", warehouse=f"file://{tmp_path / 'w'}")
+    catalog.create_namespace("a")
+    return catalog
+
+
+@pytest.fixture
+def table(catalog: Catalog) -> Table:
+    return catalog.create_table("a.b", SCHEMA, partition_spec=SPEC, properties=TABLE_PROPERTIES)
+
+
+def rows(*offsets: int) -> pa.Table:
+    at = [datetime(2026, 3, 1, tzinfo=UTC)] * len(offsets)
+    return pa.table({"offset": pa.array(offsets, pa.int64()), "at": pa.array(at, pa.timestamp("us", "UTC"))})
+
+
+def staged(table: Table, *offsets: int) -> list[DataFile]:
+    files = list(_dataframe_to_data_files(table.metadata, rows(*offsets), table.io, uuid.uuid4(), itertools.count()))
+    for file in files:
+        file.spec_id = table.spec().spec_id
+    return files
+
+
+def test_the_version_these_were_found_in() -> None:
+    assert version("pyiceberg") == "0.12.0"
+
+
+def test_files_can_be_written_without_a_commit(table: Table) -> None:
+    assert list(inspect.signature(_dataframe_to_data_files).parameters) == [
+        "table_metadata",
+        "df",
+        "io",
+        "write_uuid",
+        "counter",
+    ]
+    (file,) = staged(table, 1, 2)
+    assert Path(file.file_path.removeprefix("file://")).is_file()
+    assert (file.record_count, table.refresh().snapshots()) == (2, [])
+    assert schema_to_pyarrow(SCHEMA, include_field_ids=False).names == ["offset", "at"]
+
+
+def test_the_spec_id_of_a_file_can_be_set_and_is_not_set_by_writing(table: Table) -> None:
+    (file,) = list(_dataframe_to_data_files(table.metadata, rows(1), table.io, uuid.uuid4(), itertools.count()))
+    assert getattr(file, "_spec_id", None) is None
+    file.spec_id = 3
+    assert file.spec_id == 3
+
+
+def test_a_partition_is_the_same_record_before_and_after_a_commit(table: Table) -> None:
+    """The scope of a rewrite compares partitions of files just written with partitions read from manifests."""
+    (file,) = staged(table, 1)
+    with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
+        append.append_data_file(file)
+    (read,) = [task.file for task in table.refresh().scan().plan_files()]
+    assert (read.partition, read.spec_id) == (file.partition, file.spec_id)
+    assert hash(read.partition) == hash(file.partition)
+    assert read == file  # files to remove are found by equality
+
+
+def test_a_snapshot_can_be_built_without_being_sent(table: Table) -> None:
+    transaction = table.transaction()
+    producer = transaction.update_snapshot(snapshot_properties={"k": "v"}).merge_append()
+    for file in staged(table, 1):
+        producer.append_data_file(file)
+    producer.commit()
+    transaction.set_properties({"p": "1"})
+    assert [type(u) for u in transaction._updates] == [AddSnapshotUpdate, SetSnapshotRefUpdate, SetPropertiesUpdate]
+    added = transaction._updates[0]
+    assert isinstance(added, AddSnapshotUpdate)
+    assert added.snapshot.snapshot_id == producer.snapshot_id
+    assert added.snapshot.sequence_number == table.metadata.next_sequence_number() == 1
+    (requirement,) = transaction._requirements
+    assert requirement == AssertRefSnapshotId(ref="main", snapshot_id=None)
+    assert table.refresh().snapshots() == []
+    table._do_commit(updates=transaction._updates, requirements=transaction._requirements)
+    current = table.current_snapshot()
+    assert current is not None
+    assert current.snapshot_id == producer.snapshot_id
+    assert table.refresh().properties["p"] == "1"
+
+
+def test_the_compare_and_swap_is_on_the_snapshot_of_main(catalog: Catalog, table: Table) -> None:
+    transaction = table.transaction()
+    producer = transaction.update_snapshot().merge_append()
+    producer.append_data_file(staged(table, 1)[0])
+    producer.commit()
+    catalog.load_table("a.b").append(rows(2))
+    with pytest.raises(CommitFailedException, match="main"):
+        table._do_commit(updates=transaction._updates, requirements=transaction._requirements)
+    assert sorted(catalog.load_table("a.b").scan().to_arrow()["offset"].to_pylist()) == [2]
+
+
+def test_an_overwrite_lists_what_it_added_and_removed_under_its_own_id(table: Table) -> None:
+    table.append(rows(1))
+    (old,) = [task.file for task in table.scan().plan_files()]
+    transaction = table.transaction()
+    producer = transaction.update_snapshot().overwrite()
+    producer.append_data_file(staged(table, 7)[0])
+    producer.delete_data_file(old)
+    producer.commit()
+    table._do_commit(updates=transaction._updates, requirements=transaction._requirements)
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    own = [m for m in snapshot.manifests(table.io) if m.added_snapshot_id == snapshot.snapshot_id]
+    entries = [e for m in own for e in m.fetch_manifest_entry(table.io, discard_deleted=False)]
+    assert {e.snapshot_id for e in entries} == {snapshot.snapshot_id}
+    assert sorted((e.status, e.data_file.file_path == old.file_path) for e in entries) == [
+        (ManifestEntryStatus.ADDED, False),
+        (ManifestEntryStatus.DELETED, True),
+    ]
+
+
+def test_a_ref_can_be_set_together_with_properties(table: Table) -> None:
+    table.append(rows(1))
+    target = table.current_snapshot()
+    assert target is not None
+    table.append(rows(2))
+    transaction = table.transaction()
+    transaction.set_properties({"p": "1"})
+    updates, requirements = transaction._set_ref_snapshot(target.snapshot_id, "main", "branch")
+    assert [type(r) for r in requirements] == [AssertRefSnapshotId]
+    table._do_commit(updates=(*transaction._updates, *updates), requirements=requirements)
+    back = table.refresh().current_snapshot()
+    assert back is not None
+    assert (back.snapshot_id, table.properties["p"]) == (target.snapshot_id, "1")
+
+
+def test_expiry_takes_the_parent_away_from_the_next_snapshot(table: Table) -> None:
+    """So a history cut short by expiry looks like a whole one: nothing may conclude from a missing parent."""
+    for i in range(3):
+        table.append(rows(i))
+    first, second, _ = table.snapshots()
+    table.maintenance.expire_snapshots().by_id(first.snapshot_id).commit()
+    kept = table.refresh().snapshot_by_id(second.snapshot_id)
+    assert kept is not None
+    assert (kept.parent_snapshot_id, kept.sequence_number) == (None, 2)
+
+
+def test_the_trap_pyicebergs_own_retry_lets_a_zombies_append_through(catalog: Catalog) -> None:
+    """Two writers read position 0 and append offsets 0 to 2; the library rebases the second one, and all are there twice."""
+    catalog.create_table("a.trap", SCHEMA)  # with the library's own default of 4 retries
+
+    def append_with_position(table: Table) -> None:
+        with table.transaction() as transaction:
+            transaction.append(rows(0, 1, 2))
+            transaction.set_properties({"position": "3"})
+
+    writer, zombie = catalog.load_table("a.trap"), catalog.load_table("a.trap")
+    append_with_position(writer)
+    append_with_position(zombie)
+    assert sorted(catalog.load_table("a.trap").scan().to_arrow()["offset"].to_pylist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_our_tables_switch_that_retry_off(catalog: Catalog, table: Table) -> None:
+    zombie = catalog.load_table("a.b")
+    table.append(rows(0))
+    with pytest.raises(CommitFailedException):
+        zombie.append(rows(0))
+
+
+def test_the_trap_a_conflict_deletes_manifests_even_if_it_was_a_yes(catalog: Catalog, table: Table) -> None:
+    """Why `commit_transaction` is not used: a conflict that botocore made of a lost answer costs the live manifests."""
+    real = catalog.commit_table
+
+    def conflict_with_itself(*args: object) -> None:
+        real(*args)  # type: ignore[arg-type]
+        raise CommitFailedException("concurrent modification")
+
+    catalog.commit_table = conflict_with_itself  # type: ignore[method-assign, assignment]
+    with pytest.raises(CommitFailedException):
+        table.append(rows(0))
+    catalog.commit_table = real  # type: ignore[method-assign]
+    with pytest.raises(FileNotFoundError):
+        catalog.load_table("a.b").scan().to_arrow()
