@@ -49,7 +49,10 @@ MAX_ATTEMPTS = 60
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.02, 2.0
 
 Scope = frozenset[tuple[int, Record]] | Literal["table"]
-"""Where a rewrite must have been alone since its base: (spec id, partition) pairs, or the whole table."""
+"""Where a rewrite must have been alone since its base: (spec id, partition) pairs, or the whole table.
+
+Empty: nowhere (snapshot isolation, for what changes no rows): only the files it removes must still be live.
+"""
 
 
 @dataclass(frozen=True)
@@ -189,11 +192,11 @@ def _attempt(table: Table, run: Run, change: Change) -> int:
     return snapshot_id
 
 
-class _MergingOverwrite(_OverwriteFiles, _MergeAppendFiles):  # type: ignore[misc]
+class _MergingOverwrite(_OverwriteFiles, _MergeAppendFiles):
     """An overwrite that merges manifests as an append does.
 
     pyiceberg's own never does, and carries manifests of removed files along for ever: after 60 rewrites a commit reads 61
-    manifests and takes 280 ms instead of 60.
+    manifests and takes 280 ms instead of 80.
     """
 
     def _existing_manifests(self) -> list[ManifestFile]:
@@ -245,8 +248,10 @@ def _refuse_outdated(name: str, table: Table, change: Change) -> None:
 
 
 def _in_scope(file: DataFile, scope: Scope) -> bool:
-    """Whether a file lies in the scope. One written under another partition spec might, so it does."""
-    return scope == "table" or (file.spec_id, file.partition) in scope or file.spec_id not in {spec for spec, _ in scope}
+    """Whether a file lies in the scope. One written under another partition spec might, so it does, unless there is no scope."""
+    if scope == "table" or not scope:
+        return bool(scope)
+    return (file.spec_id, file.partition) in scope or file.spec_id not in {spec for spec, _ in scope}
 
 
 def _since(name: str, table: Table, base: int) -> list[Snapshot]:

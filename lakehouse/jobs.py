@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 
 from lakehouse import parts
+from lakehouse.declarations import load_declarations
 from lakehouse.lake import open_lake
 from lakehouse.runner import run
 from lakehouse.services import find_services
 from lakehouse.settings import load_settings
-from lakehouse.transforms import load_transforms
+from lakehouse.transforms import load_transforms, upstream
 
 
 def sources() -> list[str]:
@@ -24,10 +25,8 @@ def sources() -> list[str]:
 
 def tables() -> dict[str, list[str]]:
     """The tables that transforms fill, in order: {table: the tables it is made from}; no I/O beyond the project's files."""
-    from lakehouse.transforms import upstream
-
     settings = load_settings()
-    declarations = open_lake(settings).declarations
+    declarations = load_declarations(settings.catalog_dir)
     return {
         name: list(upstream(declarations[name], transform))
         for name, transform in load_transforms(settings.transforms_dir, declarations).items()

@@ -8,11 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from lakehouse.commit import Change, commit
+from lakehouse.append import append_rows
 from lakehouse.lake import Lake
 from lakehouse.positions import vector_of
 from lakehouse.queries import connect, query
-from lakehouse.staging import stage
 from tests.cases.stripe import event
 from writers.kafka import RAW_SCHEMA, received_by_kafka
 from writers.stripe import with_envelope
@@ -28,8 +27,7 @@ def _append(lake: Lake, name: str, topic: str, rows: pa.Table) -> None:
     start = vector_of(table.metadata, name).get((topic, 0), 0)
     offsets = pa.array(range(start, start + rows.num_rows), pa.int64())
     rows = rows.set_column(rows.column_names.index("offset"), "offset", offsets)
-    files = stage(table, lake.declaration(name), rows)
-    commit(table, lake.run, Change(name, {(topic, 0): start}, {(topic, 0): start + rows.num_rows}, add=files))
+    append_rows(lake, name, rows, {(topic, 0): start}, {(topic, 0): start + rows.num_rows})
 
 
 def _records(topic: str, payloads: list[bytes | None], received: list[datetime]) -> pa.Table:

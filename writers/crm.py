@@ -10,13 +10,11 @@ from sqlalchemy import column, create_engine, inspect, select
 from sqlalchemy import table as sql_table
 from sqlalchemy.exc import SQLAlchemyError
 
-from lakehouse.checks import check_staged
-from lakehouse.commit import Change, commit
+from lakehouse.append import append_rows
 from lakehouse.errors import Retryable, Terminal
 from lakehouse.lake import Lake
 from lakehouse.positions import vector_of
 from lakehouse.queries import connect, files_sql
-from lakehouse.staging import stage
 from writers.kafka import Batch
 
 TABLE = "raw.crm_workspaces"
@@ -104,7 +102,7 @@ def ingest_crm(lake: Lake, url: str, seen_at: datetime | None = None) -> Batch:
     """
     seen_at = seen_at or datetime.now(UTC)
     present = read_crm(url)
-    declared, table = lake.declaration(TABLE), lake.open_for_write(TABLE)
+    table = lake.open_for_write(TABLE)
     position = vector_of(table.metadata, TABLE).get((TOPIC, 0), 0)
     known = _last_known(lake, table)
     new = changed_versions(known, present, seen_at)
@@ -115,17 +113,5 @@ def ingest_crm(lake: Lake, url: str, seen_at: datetime | None = None) -> Batch:
         pl.lit(seen_at).alias("received_at"),
         *SCHEMA,
     )
-    files = stage(table, declared, rows.to_arrow())
-    with connect(lake.settings) as connection:
-        check_staged(connection, declared, files)
-    done = commit(
-        table,
-        lake.run,
-        Change(
-            consumer=TABLE,
-            expected={(TOPIC, 0): position},
-            reached={(TOPIC, 0): position + new.height},
-            add=files,
-        ),
-    )
+    done = append_rows(lake, TABLE, rows.to_arrow(), {(TOPIC, 0): position}, {(TOPIC, 0): position + new.height})
     return Batch(TABLE, done.snapshot_id, new.height, 0)

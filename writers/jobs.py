@@ -15,7 +15,8 @@ from writers.crm import ingest_crm
 from writers.kafka import Batch, received_by_kafka
 from writers.kafka import ingest as ingest_topic
 from writers.stripe import with_envelope
-from writers.webhooks import KafkaProduce, ReceiverServer, create_app
+from writers.webhook_records import KafkaProduce
+from writers.webhooks import WEBHOOK_PATH, ReceiverServer, create_app
 
 __all__ = ["SOURCES", "ingest", "ingest_crm", "receiver"]
 
@@ -67,4 +68,4 @@ def receiver(settings: Settings, services: Services, clock: Callable[[], float])
             max_body_bytes=settings.webhook_max_bytes,
         )
         with ReceiverServer(app, settings.webhook_host, settings.webhook_port) as server:
-            yield f"{server.url}/webhooks/stripe"
+            yield f"{server.url}{WEBHOOK_PATH}"

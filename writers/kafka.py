@@ -15,13 +15,10 @@ import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from lakehouse.checks import check_staged
-from lakehouse.commit import Change, commit
+from lakehouse.append import append_rows
 from lakehouse.errors import Retryable, Terminal
 from lakehouse.lake import Lake
 from lakehouse.positions import read_positions
-from lakehouse.queries import connect
-from lakehouse.staging import stage
 
 TIMEOUT_SECONDS = 10.0
 STALLED_SECONDS = 30.0
@@ -90,7 +87,7 @@ def topic_source(bootstrap: str, topic: str) -> tuple[str, list[int]]:
     Raises:
         Retryable: no broker answers. Terminal: there is no such topic.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})  # what goes wrong is raised, not logged
     try:
         metadata = admin.list_topics(timeout=TIMEOUT_SECONDS)
         found = admin.describe_topics(TopicCollection([topic]), request_timeout=TIMEOUT_SECONDS)[topic].result()
@@ -133,6 +130,7 @@ def ingest(
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
+            "log_level": 0,  # what goes wrong is raised, not logged
             "group.id": f"lakehouse.{table_name}",
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
@@ -175,20 +173,13 @@ def _commit_batch(
     reached: dict[int, int] = {}
     for message in messages:
         reached[coordinate(message.partition())] = coordinate(message.offset()) + 1
-    declared, table = lake.declaration(table_name), lake.open_for_write(table_name)
-    files = stage(table, declared, enrich(records_to_arrow(messages)))
-    with connect(lake.settings) as connection:
-        check_staged(connection, declared, files)
-    done = commit(
-        table,
-        lake.run,
-        Change(
-            consumer=table_name,
-            expected={(topic, p): positions[p] for p in reached},
-            reached={(topic, p): offset for p, offset in reached.items()},
-            add=files,
-            sources={topic: source},
-        ),
+    done = append_rows(
+        lake,
+        table_name,
+        enrich(records_to_arrow(messages)),
+        expected={(topic, p): positions[p] for p in reached},
+        reached={(topic, p): offset for p, offset in reached.items()},
+        sources={topic: source},
     )
     positions.update(reached)
     return done.snapshot_id

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
@@ -33,7 +34,8 @@ app = typer.Typer(
     "Exit codes: 0 fine, 1 failed, 2 usage, 3 checks failed.",
 )
 
-out = Console(soft_wrap=False, highlight=False)
+# where there is no terminal to fit into (a pipe, a log), tables are wide enough not to fold
+out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 err = Console(stderr=True, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

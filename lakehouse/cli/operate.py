@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,10 +25,12 @@ from lakehouse.errors import ChecksFailed, UsageError
 from lakehouse.lake import Lake
 from lakehouse.queries import query
 from lakehouse.rollback import rollback_table
-from lakehouse.runner import Report
 from lakehouse.runner import run as run_tables
 from lakehouse.services import Services, embedded_services, find_services
 from lakehouse.settings import Settings
+
+Say = Callable[..., None]
+SECONDS_BETWEEN_LINES = 3.0
 
 Tables = Annotated[list[str] | None, typer.Argument(metavar="[TABLE]...", help="Tables (default: all).")]
 
@@ -44,8 +47,20 @@ def only_one(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _progress() -> Progress:
-    return Progress(
+@contextlib.contextmanager
+def telling() -> Iterator[Say]:
+    """Progress on stderr: a moving bar on a terminal, a line every few seconds anywhere else. Gives `say(what, done, total)`."""
+    if not err.is_terminal:
+        last = [0.0]
+
+        def say_line(what: str, done: int = 0, total: int = 0) -> None:
+            if time.monotonic() - last[0] >= SECONDS_BETWEEN_LINES:
+                last[0] = time.monotonic()
+                err.print(f"{what} ({done:,} of {total:,})" if total else what, markup=False)
+
+        yield say_line
+        return
+    bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -54,6 +69,13 @@ def _progress() -> Progress:
         console=err,
         transient=True,
     )
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def say(what: str, done: int = 0, total: int = 0) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        yield say
 
 
 @app.command()
@@ -73,11 +95,8 @@ def demo(
     opened = lake()
     settings = opened.settings
     started = time.monotonic()
-    with only_one(settings), _progress() as progress:
-        task = progress.add_task("building the world", total=None)
-
-        def say(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total or None)
+    with only_one(settings), telling() as say:
+        say("building the world")
 
         # the receiver checks signatures against the simulated clock; the secret lives as long as this process
         secret = SecretStr(f"whsec_{secrets.token_hex(16)}")
@@ -90,9 +109,9 @@ def demo(
             parts.writers().ingest_crm(opened, settings.crm_database_url, seen_at=now)
 
         def after_round(services: Services, now: datetime) -> None:
-            say("committing raw tables", 0, 0)
+            say("committing raw tables")
             parts.writers().ingest(opened, services, seen_at=now)
-            run_tables(opened, on_report=lambda r: say(f"building {r.table}", 0, 0))
+            run_tables(opened, on_report=lambda r: say(f"building {r.table}"))
 
         try:
             played = parts.simulator().play(
@@ -110,7 +129,7 @@ def demo(
             )
         except ValueError as error:  # the folder holds another world: its own message says what to do
             raise UsageError(str(error)) from None
-        say("comparing with the truth", 0, 0)
+        say("comparing with the truth")
         verdict = _verify(opened)
     seconds = time.monotonic() - started
     if as_json:
@@ -132,9 +151,18 @@ def _tell_demo(lake: Lake, played: dict[str, Any], verdict: dict[str, Any], seco
     counts = [(name, describe_rows(lake, name)) for name in lake.declarations]
     print_rows(["table", "rows"], counts, title="\nthe lake")
     _tell_verdict(verdict)
+    me = command()
     out.print(f"\n{seconds:.1f} s. Now ask it something:")
-    out.print('  lakehouse sql "SELECT plan, feature, lift FROM marts.upgrade_funnel ORDER BY lift DESC LIMIT 5"')
-    out.print("  lakehouse show product.events")
+    out.print(f'  {me} sql "SELECT plan, feature, lift FROM marts.upgrade_funnel ORDER BY lift DESC LIMIT 5"', soft_wrap=True)
+    out.print(f"  {me} show product.events")
+
+
+def command() -> str:
+    """How the reader can call this command: by its name if that is on the PATH, else by its path."""
+    called = Path(sys.argv[0])
+    if shutil.which("lakehouse") or called.name != "lakehouse":
+        return "lakehouse"
+    return str(called.relative_to(Path.cwd())) if called.is_relative_to(Path.cwd()) else str(called)
 
 
 def describe_rows(lake: Lake, name: str) -> int | None:
@@ -170,14 +198,13 @@ def ingest(tables: Tables = None, as_json: AsJson = False) -> None:
     """Commit what the sources (Kafka topics, CRM) hold now to the raw tables, from the tables' own positions on."""
     opened = lake()
     services = find_services(opened.settings)
-    with _progress() as progress:
-        task = progress.add_task("ingesting", total=None)
-        rows = 0
+    rows = 0
+    with telling() as say:
 
         def told(batch: Any) -> None:
             nonlocal rows
             rows += batch.rows
-            progress.update(task, description=f"{batch.table}: {rows:,} rows committed")
+            say(f"{batch.table}: {rows:,} rows committed")
 
         batches = [msgspec.to_builtins(b) for b in parts.writers().ingest(opened, services, tables or (), told)]
     if as_json:
@@ -193,13 +220,8 @@ def ingest(tables: Tables = None, as_json: AsJson = False) -> None:
 def run(tables: Tables = None, as_json: AsJson = False) -> None:
     """Build the tables from what is new in their inputs, in order, until they have caught up. Again is harmless."""
     opened = lake()
-    with _progress() as progress:
-        task = progress.add_task("building", total=None)
-
-        def told(report: Report) -> None:
-            progress.update(task, description=f"{report.table}: {report.rows:,} rows")
-
-        reports = run_tables(opened, tables or (), told)
+    with telling() as say:
+        reports = run_tables(opened, tables or (), lambda r: say(f"{r.table}: {r.rows:,} rows"))
     if as_json:
         print_json([msgspec.to_builtins(r) for r in reports])
         return
@@ -246,18 +268,19 @@ def verify(as_json: AsJson = False) -> None:
 
 def _tell_verdict(verdict: dict[str, Any]) -> None:
     rows = [
-        [section, key, value]
+        [
+            section.replace("_", " "),
+            ", ".join(f"{_figure(v)} {k.replace('_', ' ')}" for k, v in values.items() if not isinstance(v, dict)),
+        ]
         for section, values in verdict.items()
         if isinstance(values, dict)
-        for key, value in values.items()
-        if not isinstance(value, dict)
     ]
-    shown = [
-        [s if i == 0 or rows[i - 1][0] != s else "", k, f"{v:.6f}" if isinstance(v, float) else v]
-        for i, (s, k, v) in enumerate(rows)
-    ]
-    print_rows(["compared with the truth", "", ""], shown, title="")
+    print_rows(["compared with the truth", ""], rows, title="")
     out.print("[green]all of it agrees[/]" if not verdict["problems"] else f"[red]{'; '.join(verdict['problems'])}[/]")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else f"{value:,}"
 
 
 @app.command()

@@ -26,7 +26,8 @@ from pydantic import SecretStr
 
 from lakehouse.broker import EmbeddedBroker, ensure_topics, free_port
 from lakehouse.errors import UsageError
-from writers.webhooks import KafkaProduce, ReceiverServer, create_app
+from writers.webhook_records import KafkaProduce
+from writers.webhooks import ReceiverServer, create_app
 
 TOPIC = "stripe.webhooks"
 SECRETS = [SecretStr("whsec_new"), SecretStr("whsec_old")]

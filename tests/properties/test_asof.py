@@ -84,9 +84,10 @@ def test_an_interval_that_overlaps_another_is_refused(left: pl.DataFrame, right:
             [(start, end), (start, None), (start, start), (start + 1, start + 2) if end != start + 1 else (start, end)]
         )
     )
-    twice = pl.concat([right, pl.DataFrame([(a, i, *second, "pro", 9)], INTERVALS, orient="row")])
-    with pytest.raises(Terminal, match=r"overlap the one before them for the same account, id"):
-        join(left, twice)
+    one_more = pl.DataFrame([(a, i, *second, "pro", 9)], INTERVALS, orient="row")
+    for twice in ([right, one_more], [one_more, right]):
+        with pytest.raises(Terminal, match=r"overlap the one before them for the same account, id"):
+            join(left, pl.concat(twice))
 
 
 def test_bounds_are_half_open() -> None:

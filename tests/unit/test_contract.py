@@ -22,6 +22,7 @@ from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.table.update import AddSnapshotUpdate, AssertRefSnapshotId, SetPropertiesUpdate, SetSnapshotRefUpdate
+from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType, NestedField, TimestamptzType
 
@@ -142,6 +143,27 @@ def test_an_overwrite_lists_what_it_added_and_removed_under_its_own_id(table: Ta
         (ManifestEntryStatus.ADDED, False),
         (ManifestEntryStatus.DELETED, True),
     ]
+
+
+def test_an_overwrite_can_be_given_the_merging_of_an_append() -> None:
+    """lakehouse.commit._MergingOverwrite takes one method of each, by the order of its bases."""
+    assert "_process_manifests" not in vars(_OverwriteFiles)
+    assert {"_existing_manifests", "_deleted_entries"} <= vars(_OverwriteFiles).keys()
+    assert {"__init__", "_process_manifests"} <= vars(_MergeAppendFiles).keys()
+
+
+def test_the_trap_an_overwrite_carries_manifests_of_removed_files_along(table: Table) -> None:
+    for i in range(4):
+        transaction = table.transaction()
+        producer = transaction.update_snapshot().overwrite()
+        for task in table.scan().plan_files():
+            producer.delete_data_file(task.file)
+        producer.append_data_file(staged(table, i)[0])
+        producer.commit()
+        table._do_commit(updates=transaction._updates, requirements=transaction._requirements)
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    assert len(snapshot.manifests(table.io)) == 4  # one file is live
 
 
 def test_a_ref_can_be_set_together_with_properties(table: Table) -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from lakehouse.errors import UsageError
-from writers.webhooks import BadSignature, Record, create_app, make_record, record_key, verify_signature
+from writers.webhook_records import Record, make_record, record_key
+from writers.webhook_signature import BadSignature, verify_signature
+from writers.webhooks import create_app
 
 # printf '1700000000.{"id":"evt_1","object":"event"}' | openssl dgst -sha256 -hmac whsec_golden
 GOLDEN_BODY = b'{"id":"evt_1","object":"event"}'

@@ -1,0 +1,1 @@
+"""Numbers: each module measures one thing over several runs and prints medians, CPU time beside wall time."""
