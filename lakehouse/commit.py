@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.manifest import DataFile, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
@@ -31,7 +31,7 @@ from pyiceberg.table.update import AssertTableUUID
 from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.typedef import Record
 
-from lakehouse.errors import CommitUnresolved, Fenced, Replan
+from lakehouse.errors import CommitUnresolved, Fenced, Replan, Terminal
 from lakehouse.lake import Run
 from lakehouse.positions import (
     TopicPartition,
@@ -102,6 +102,7 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
             staged under another partition spec.
         RolledBack: the table was rolled back without its positions.
         CommitUnresolved: the catalog stayed away; files are kept, run the job again.
+        Terminal: the table was dropped.
     """
     name = ".".join(table.name())
     expected = dict(change.expected)
@@ -120,6 +121,8 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
             wait = min(wait * 2, LONGEST_WAIT_SECONDS)
         try:
             table.refresh()
+        except NoSuchTableError:
+            raise Terminal(f"{name}: the table was dropped while a job worked on it; staged files were kept") from None
         except Exception as error:  # an unreachable catalog says nothing about the commit: try to learn again
             last_error = error
             continue

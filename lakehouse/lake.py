@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from functools import cached_property
 from pathlib import Path
 
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError, ValidationError
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.types import IcebergType, ListType, NestedField, StructType
 
 from lakehouse.declarations import Declaration, get_table, load_declarations
-from lakehouse.errors import Terminal, UsageError
+from lakehouse.errors import Retryable, Terminal, UsageError
 from lakehouse.positions import Vector, load_vector, refuse_rolled_back, vector_of
 from lakehouse.settings import ROOT, Settings
 
@@ -33,6 +35,9 @@ TABLE_PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
     "write.parquet.compression-level": "1",
 }
+
+
+SCHEMA_ATTEMPTS = 20
 
 
 def code_version() -> str:
@@ -123,8 +128,7 @@ class Lake:
             table = self.catalog.load_table(name)
         except NoSuchTableError:
             table = self._create(declared)
-        if declared.schema().column_names != table.schema().column_names:
-            _evolve(declared, table)
+        _evolve(declared, table)
         refuse_rolled_back(name, table.metadata)
         return table
 
@@ -151,20 +155,59 @@ class Lake:
         return vector_of(self.load(name).metadata, name) if self.exists(name) else {}
 
 
-def _evolve(declared: Declaration, table: Table) -> None:
-    """Add the newly declared columns, as a commit of its own before the data."""
-    present, wanted = set(table.schema().column_names), declared.column_names
-    if gone := sorted({n.split(".")[0] for n in present} - set(wanted)):
-        raise Terminal(
-            f"{declared.path}: column {gone[0]!r} is in {declared.table} but no longer declared; columns are never dropped"
-        )
+def _shape(kind: IcebergType) -> object:
+    """A type without the field ids of its parts, which a declaration cannot know."""
+    if isinstance(kind, ListType):
+        return ("list", _shape(kind.element_type))
+    if isinstance(kind, StructType):
+        return ("struct", *((f.name, _shape(f.field_type)) for f in kind.fields))
+    return str(kind)
+
+
+def _differences(declared: Declaration, table: Table) -> tuple[list[NestedField], list[NestedField]]:
+    """The columns that the table lacks, and those declared with another type.
+
+    Raises:
+        Terminal: a column is no longer declared, a new one is required, or the partitioning is another: data already
+            written would contradict it.
+    """
     schema = declared.schema()
-    with table.update_schema() as update:
-        for name in [n for n in wanted if n not in present]:
-            new = schema.find_field(name)
-            if new.required:
-                raise Terminal(f"{declared.path}: new column {name!r} cannot be required: rows already written do not have it")
-            update.add_column(name, new.field_type, doc=new.doc)
+    wanted, present = {f.name: f for f in schema.fields}, {f.name: f for f in table.schema().fields}
+    where = f"{declared.path}: {declared.table}"
+    if gone := sorted(present.keys() - wanted.keys()):
+        raise Terminal(f"{where} has a column {gone[0]!r} that is no longer declared; columns are never dropped")
+    new = [f for n, f in wanted.items() if n not in present]
+    if required := [f.name for f in new if f.required]:
+        raise Terminal(f"{where}: new column {required[0]!r} cannot be required: rows already written do not have it")
+    parts = [(declared.partition_spec(schema), schema), (table.spec(), table.schema())]
+    fields = [[(s.find_field(p.source_id).name, str(p.transform)) for p in spec.fields] for spec, s in parts]
+    if fields[0] != fields[1]:
+        raise Terminal(
+            f"{where} is partitioned by {fields[1]}, and declared to be by {fields[0]}; build it anew under another name"
+        )
+    return new, [f for n, f in wanted.items() if n in present and _shape(f.field_type) != _shape(present[n].field_type)]
+
+
+def _evolve(declared: Declaration, table: Table) -> None:
+    """Add the newly declared columns and widen types, as a commit of its own before the data, however many try at once."""
+    for attempt in range(SCHEMA_ATTEMPTS):
+        new, changed = _differences(declared, table)
+        if not (new or changed):
+            return
+        try:
+            with table.update_schema() as update:
+                for column in new:
+                    update.add_column(column.name, column.field_type, doc=column.doc)
+                for column in changed:
+                    update.update_column(column.name, column.field_type)
+        except ValidationError as error:  # int to long, float to double, more digits: anything else would alter what is written
+            raise Terminal(f"{declared.path}: {declared.table}: {error}") from None
+        except CommitFailedException:  # pyiceberg does not retry a schema change
+            time.sleep(0.05 * (attempt + 1))
+            table.refresh()
+        else:
+            return
+    raise Retryable(f"{declared.table}: other commits came before the schema change {SCHEMA_ATTEMPTS} times; run it again")
 
 
 def open_lake(settings: Settings, run: Run | None = None) -> Lake:
@@ -209,8 +252,13 @@ def snapshot_at(table: Table, name: str, as_of: datetime | int) -> Snapshot | No
 
 
 def newest_within(table: Table, consumer: str, cut: Vector) -> Snapshot | None:
-    """The newest snapshot whose vector does not pass `cut` in any of the cut's partitions."""
+    """The newest snapshot whose vector does not pass `cut` in any of the cut's partitions.
+
+    A snapshot that another tool made says nothing of positions, so it cannot be chosen.
+    """
     for snapshot in history(table):
+        if snapshot.summary is None or "lakehouse.positions" not in snapshot.summary.additional_properties:
+            continue
         reached = snapshot_vector(snapshot, consumer)
         if all(reached.get(key, 0) <= offset for key, offset in cut.items()):
             return snapshot

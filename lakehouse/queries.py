@@ -83,8 +83,7 @@ def scan_sql(connection: duckdb.DuckDBPyConnection, table: Table, snapshot_id: i
     """The table at a snapshot as an SQL table expression of `connection`; it prunes files by statistics."""
     # the first time it takes 0.1 s or more, after that nothing: only a process that scans pays for it
     _load(connection, ICEBERG_EXTENSIONS)
-    location = table.metadata_location.replace("'", "''")
-    return f"iceberg_scan('{location}', snapshot_from_id = {snapshot_id})"
+    return f"iceberg_scan({text(table.metadata_location)}, snapshot_from_id = {snapshot_id})"
 
 
 def path_for_duckdb(path: str) -> str:
@@ -110,7 +109,7 @@ def staged_sql(paths: Iterable[str]) -> str:
 
 
 def _listed(paths: Iterable[str]) -> str:
-    return "[" + ", ".join("'" + path_for_duckdb(p).replace("'", "''") + "'" for p in paths) + "]"
+    return "[" + ", ".join(text(path_for_duckdb(p)) for p in paths) + "]"
 
 
 DUCKDB_TYPES = {
@@ -135,6 +134,11 @@ def duckdb_type(kind: IcebergType) -> str:
     if isinstance(kind, StructType):
         return "STRUCT(" + ", ".join(f'"{f.name}" {duckdb_type(f.field_type)}' for f in kind.fields) + ")"
     return DUCKDB_TYPES.get(str(kind)) or str(kind).upper()  # decimal(p, s) is spelt alike
+
+
+def text(value: str) -> str:
+    """`value` as an SQL string."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def quote(name: str) -> str:

@@ -25,7 +25,7 @@ from lakehouse.errors import Replan, Retryable, UsageError
 from lakehouse.lake import Lake, newest_within
 from lakehouse.positions import TopicPartition, Vector, vector_of
 from lakehouse.predicates import all_of, any_of, at_least, below, equal, one_of
-from lakehouse.queries import bind_sql, bind_table, connect, duckdb_type, files_sql, path_for_duckdb, quote
+from lakehouse.queries import bind_sql, bind_table, connect, duckdb_type, files_sql, path_for_duckdb, quote, text
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs, Transform, load_transforms, upstream
 
@@ -116,7 +116,7 @@ def ranges_sql(table: Table, snapshot: int | None, ranges: Mapping[TopicPartitio
         empty = ", ".join(f'CAST(NULL AS {duckdb_type(f.field_type)}) AS "{f.name}"' for f in table.schema().fields)
         return f"(SELECT {empty} WHERE false)"
     inside = " OR ".join(
-        f'(topic = \'{topic}\' AND partition = {partition} AND "offset" >= {start} AND "offset" < {end})'
+        f'(topic = {text(topic)} AND partition = {partition} AND "offset" >= {start} AND "offset" < {end})'
         for (topic, partition), (start, end) in sorted(ranges.items())
     )
     columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)

@@ -6,8 +6,10 @@ The embedded broker keeps its log in memory, so each start is an empty log. Its 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -36,6 +38,45 @@ def _services_file(settings: Settings) -> Path:
     return settings.home / "run" / "services.json"
 
 
+@contextmanager
+def _lock(settings: Settings, kind: int, patience: float = 0.0) -> Iterator[bool]:
+    """Hold the lock of the embedded services of this home; False if that cannot be within `patience` seconds.
+
+    The kernel frees it however its holder dies. A process id tells less: another process may have it by now, and after the
+    restart of a container even this one.
+    """
+    path = settings.home / "run" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    yield False
+                    return
+                time.sleep(0.02)
+            else:
+                yield True
+                return
+
+
+def running_services(settings: Settings) -> int:
+    """The process that runs the embedded services of this home; 0 if none does."""
+    if not _services_file(settings).exists():
+        return 0
+    with _lock(settings, fcntl.LOCK_SH) as ours:
+        return 0 if ours else _read_services(settings).pid
+
+
+def _read_services(settings: Settings) -> Services:
+    try:
+        return Services(**json.loads(_services_file(settings).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # its owner is about to write or to remove it
+        return Services("", "", "", "")
+
+
 def find_services(settings: Settings) -> Services:
     """The services to use: those in the settings, else the embedded ones that `lakehouse up` or `demo` has running.
 
@@ -44,14 +85,11 @@ def find_services(settings: Settings) -> Services:
     """
     if settings.kafka_bootstrap:
         return Services(settings.kafka_bootstrap, settings.product_topic, settings.stripe_topic, settings.crm_database_url)
-    try:
-        services = Services(**json.loads(_services_file(settings).read_text("utf-8")))
-        os.kill(services.pid, 0)
-    except (OSError, ValueError, TypeError):
-        raise UsageError(
-            "no Kafka broker: start the embedded one in another shell (lakehouse up), or set LAKEHOUSE_KAFKA_BOOTSTRAP=host:port"
-        ) from None
-    return services
+    if running_services(settings):
+        return _read_services(settings)
+    raise UsageError(
+        "no Kafka broker: start the embedded one in another shell (lakehouse up), or set LAKEHOUSE_KAFKA_BOOTSTRAP=host:port"
+    )
 
 
 def _next_start(settings: Settings) -> int:
@@ -72,13 +110,19 @@ def embedded_services(
     Raises:
         UsageError: they already run over the same home.
     """
+    with _lock(settings, fcntl.LOCK_EX, patience=1.0) as ours:  # others hold it for a moment, to see whether we run
+        if not ours:
+            running = _read_services(settings).pid or "just starting or ending"
+            raise UsageError(f"the embedded services of {settings.home} already run (process {running}); stop them first")
+        with _embedded_services(settings, receiver) as services:
+            yield services
+
+
+@contextmanager
+def _embedded_services(
+    settings: Settings, receiver: Callable[[Services], AbstractContextManager[str]] | None
+) -> Iterator[Services]:
     path = _services_file(settings)
-    try:
-        running = find_services(settings)
-    except UsageError:
-        running = None
-    if running is not None and running.pid:
-        raise UsageError(f"the embedded services of {settings.home} already run (process {running.pid}); stop them first")
     number = _next_start(settings)
     with EmbeddedBroker(settings.home / "run") as broker:
         services = Services(

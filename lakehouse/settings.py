@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from lakehouse.errors import UsageError
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Settings(BaseSettings):
     """All settings. Each field `x` is the environment variable `LAKEHOUSE_X`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     profile: Literal["embedded", "local", "aws"] = "embedded"
     home: Path = Field(Path(".lakehouse"), description="folder of all local state (embedded profile)")
@@ -49,10 +50,31 @@ class Settings(BaseSettings):
     duckdb_memory: str = Field("512MB", description="DuckDB's memory limit; it spills to disk beyond")
     duckdb_threads: int = Field(2, ge=1)
 
-    @field_validator("home")
+    @field_validator("home", "catalog_dir", "transforms_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("home")
+    @classmethod
+    def _folder(cls, value: Path) -> Path:
+        if value.exists() and not value.is_dir():
+            raise ValueError("a file is there, not a folder")
+        return value
+
+    @field_validator("catalog_uri")
+    @classmethod
+    def _iceberg_catalog(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("sqlite:///", "http://", "https://")):
+            raise ValueError("the URI begins with sqlite:/// (a file) or with http:// or https:// (an Iceberg REST catalog)")
+        return value
+
+    @field_validator("duckdb_memory")
+    @classmethod
+    def _memory(cls, value: str) -> str:
+        if not re.fullmatch(r"\d+(\.\d+)? ?([KMGT]i?B)", value, re.IGNORECASE):
+            raise ValueError("a number and a unit, such as 512MB or 2GiB")
+        return value
 
     @property
     def iceberg_catalog_uri(self) -> str:
@@ -85,9 +107,11 @@ def load_settings() -> Settings:
     try:
         settings = Settings()  # type: ignore[call-arg]
     except ValidationError as error:
-        problems += [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
-    except ValueError as error:  # pydantic-settings: a list that is not JSON
-        problems.append(str(error).splitlines()[0])
+        problems += [
+            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        ]
+    except SettingsError:  # a list that is not JSON; the error quotes the value
+        problems.append(f"{PREFIX}WEBHOOK_SECRETS: not a JSON list; write it as {PREFIX}WEBHOOK_SECRETS='[\"whsec_...\"]'")
     if problems:
         raise UsageError("wrong settings in the environment:\n  " + "\n  ".join(problems) + "\nSee: lakehouse settings")
     return settings

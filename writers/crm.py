@@ -66,15 +66,28 @@ def _instant(value: str | datetime, column: str) -> datetime:
 def changed_versions(known: pl.DataFrame, present: pl.DataFrame, seen_at: datetime) -> pl.DataFrame:
     """The versions in `present` that are not the last known one of their workspace, and a deletion for each that vanished.
 
+    A workspace that vanished and is back, as it was, holds again from `seen_at` on: its own times lie before the deletion.
     A pure function; both frames have the columns of SCHEMA, `known` one row a workspace.
     """
-    new = present.join(known, on=["workspace_id", *VERSION], how="anti", nulls_equal=True)
+    seen = pl.lit(seen_at).cast(SCHEMA["updated_at"])
+    last = present.join(known, on="workspace_id", how="left", suffix="_known")
+    same = [pl.col(c).eq_missing(pl.col(f"{c}_known")) for c in VERSION]
+    # what we noticed ourselves (a row gone, a row back) carries our own time, which is later than the row's
+    noticed = (pl.col("updated_at_known") > pl.col("updated_at")) & (pl.col("updated_at_known") == pl.col("effective_at_known"))
+    back = (noticed & pl.col("deleted_known") & ~pl.col("deleted")).fill_null(value=False)
+    same_customer = pl.col("customer_id").eq_missing(pl.col("customer_id_known"))
+    known_back = (noticed & same_customer & ~pl.col("deleted_known") & ~pl.col("deleted")).fill_null(value=False)
+    new = (
+        last.filter(~(pl.all_horizontal(same) | known_back))
+        .with_columns([pl.when(back).then(seen).otherwise(pl.col(c)).alias(c) for c in ("effective_at", "updated_at")])
+        .select(present.columns)
+    )
     gone = (
         known.filter(~pl.col("deleted"))
         .join(present, on="workspace_id", how="anti")
         .with_columns(
-            pl.lit(seen_at).cast(SCHEMA["effective_at"]).alias("effective_at"),
-            pl.lit(seen_at).cast(SCHEMA["updated_at"]).alias("updated_at"),
+            seen.alias("effective_at"),
+            seen.alias("updated_at"),
             pl.lit(value=True).alias("deleted"),
         )
     )

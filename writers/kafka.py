@@ -10,8 +10,10 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -77,8 +79,9 @@ def records_to_arrow(messages: Sequence[Message]) -> pa.Table:
 
 
 def received_by_kafka(rows: pa.Table) -> pa.Table:
-    """product.events: the record's own timestamp is when the edge received it."""
-    return rows.append_column("received_at", rows.column("kafka_timestamp"))
+    """product.events: the record's own timestamp is when the edge received it; one without any was received by now."""
+    now = pa.scalar(datetime.now(UTC), rows.schema.field("kafka_timestamp").type)
+    return rows.append_column("received_at", pc.fill_null(rows.column("kafka_timestamp"), now))
 
 
 def topic_source(bootstrap: str, topic: str) -> tuple[str, list[int]]:

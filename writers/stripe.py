@@ -9,7 +9,8 @@ import pyarrow as pa
 ENVELOPE = """
 SELECT
     * EXCLUDE (h, f),
-    coalesce(TRY_CAST(h['received_at'] AS TIMESTAMPTZ), kafka_timestamp) AS received_at,
+    -- a record that did not come through our receiver may say nothing: then it was received by now
+    coalesce(TRY_CAST(h['received_at'] AS TIMESTAMPTZ), kafka_timestamp, now()) AS received_at,
     h['source'] AS source,
     f[1] AS event_id, f[2] AS event_type, to_timestamp(TRY_CAST(f[3] AS BIGINT)) AS created_at, f[4] AS api_version,
     f[5] AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode

@@ -38,7 +38,7 @@ def test_the_versions_written_say_what_every_poll_showed(shown: list[Shown]) -> 
         assert new.columns == list(SCHEMA)
         written = pl.concat([written, new])
         known = {w: tuple(m) for w, *m in last(written).rows()}
-        assert {w: known[w] for w in present} == present
+        assert {w: (known[w][0], known[w][3]) for w in present} == {w: (m[0], m[3]) for w, m in present.items()}
         assert all(known[w][3] for w in known if w not in present)  # what has vanished is deleted
         assert changed_versions(last(written), frame(present), seen_at + timedelta(minutes=1)).is_empty()
 
@@ -57,3 +57,21 @@ def test_a_vanished_workspace_is_deleted_when_the_poll_saw_it_and_once() -> None
     gone = changed_versions(known, frame({}), seen_at)
     assert gone.rows() == [("ws_1", "cus_1", seen_at, seen_at, True)]
     assert changed_versions(gone, frame({}), seen_at + timedelta(days=1)).is_empty()
+
+
+def test_a_workspace_that_comes_back_holds_again_from_then_on() -> None:
+    shown = frame({"ws_1": ("cus_1", START, START, False)})
+    day = [START + timedelta(days=n) for n in range(5)]
+    gone = changed_versions(shown, frame({}), day[1])
+    back = changed_versions(gone, shown, day[2])
+    assert back.rows() == [("ws_1", "cus_1", day[2], day[2], False)]
+    assert changed_versions(back, shown, day[3]).is_empty()
+    moved = frame({"ws_1": ("cus_2", day[3], day[3], False)})
+    assert changed_versions(back, moved, day[4]).equals(moved)
+
+
+def test_a_crm_restored_from_a_backup_is_taken_at_its_word() -> None:
+    """Rows older than those known are kept as they are: the newer ones go on overriding them until they come again."""
+    known = frame({"ws_1": ("cus_2", START + timedelta(hours=3), START + timedelta(hours=4), False)})
+    restored = frame({"ws_1": ("cus_1", START, START, False)})
+    assert changed_versions(known, restored, START + timedelta(days=1)).equals(restored)
