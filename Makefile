@@ -1,11 +1,11 @@
 # StreamForge lakehouse. `make help` lists what a newcomer needs.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format mutants clean lock render
+.PHONY: help setup demo test check format bench mutants clean lock render
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,7 +13,8 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv with the pinned dependencies (done by the others by themselves)
 
 $(STAMP): requirements.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "error: Python 3.11 not found; install it, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "setting up $(VENV): about 170 pinned packages, a minute or two" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --progress-bar on --disable-pip-version-check --require-hashes --no-deps -r requirements.txt
@@ -35,6 +36,9 @@ check: $(STAMP) ## format, lint, types, import rules
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## time the whole road, three times
+	@$(BIN)/python -m benchmarks.road
 
 mutants: $(STAMP) ## sabotage the pipeline one way at a time and see each caught
 	@$(BIN)/python -m tests.mutants

@@ -207,7 +207,7 @@ class _MergingOverwrite(_OverwriteFiles, _MergeAppendFiles):
 
 
 def _landed(table: Table, attempted: Sequence[int]) -> int | None:
-    """The attempted snapshot that is in the table's history, if any: a lost answer was a yes."""
+    """The attempted snapshot that the table has, if any: a lost answer was a yes (even if it was rolled back since)."""
     return next((i for i in reversed(attempted) if table.metadata.snapshot_by_id(i) is not None), None)
 
 

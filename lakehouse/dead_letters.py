@@ -15,6 +15,7 @@ from lakehouse.predicates import all_of, at_least, below, equal
 from lakehouse.staging import stage
 
 TABLE = "ops.dead_letters"
+MAX_PLANS = 20
 KEY = ["consumer", "topic", "partition", "offset"]
 
 
@@ -25,7 +26,7 @@ def write_dead_letters(lake: Lake, consumer: str, rejected: pa.Table) -> int:
     rows = pl.DataFrame(rejected).with_columns(pl.lit(consumer).alias("consumer")).unique(KEY, keep="first", maintain_order=True)
     offsets = rows["offset"].to_list()
     known_range = all_of((equal("consumer", consumer), at_least("offset", min(offsets)), below("offset", max(offsets) + 1)))
-    while True:
+    for _ in range(MAX_PLANS):
         table = lake.open_for_write(TABLE)
         base = table.current_snapshot()
         known = pl.DataFrame(table.scan(known_range, selected_fields=tuple(KEY)).to_arrow())
@@ -39,3 +40,4 @@ def write_dead_letters(lake: Lake, consumer: str, rejected: pa.Table) -> int:
         except Replan:  # another job wrote dead letters of the same days: look again at what is known
             continue
         return new.height
+    raise Replan(f"{TABLE}: other jobs wrote dead letters of the same days {MAX_PLANS} times; run it again")

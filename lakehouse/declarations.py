@@ -65,12 +65,14 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       replace  the whole content is replaced;
       custom   the transform plans its own files (product.events).
     driver: the input table whose new rows set off the work; by: {column of this table: column of the driver}.
+    first_by: (insert) of several copies of a key the lowest in these columns counts; else the one that is there.
     """
 
     mode: Literal["append", "insert", "merge", "replace", "custom"]
     driver: str | None = None
     by: dict[str, str] = {}
     where: str | None = None
+    first_by: list[str] = []
 
 
 class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,6 +231,7 @@ def _validate(path: Path, content: Any) -> Declaration:
         "sort": declared.sort,
         "partition": [p.column for p in declared.partition],
         "build.by": list(declared.build.by),
+        "build.first_by": declared.build.first_by,
     }.items():
         for column in used:
             if column not in names:

@@ -44,7 +44,7 @@ class Fenced(Terminal):
 
 
 class RolledBack(Terminal):
-    """The table's current snapshot is older than the one a position names; see `lakehouse positions`."""
+    """The table's current snapshot is older than the one a position names; see `lakehouse show` and `lakehouse rollback`."""
 
 
 class Replan(Retryable):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from pyiceberg.catalog import Catalog, load_catalog
@@ -81,6 +82,8 @@ class Lake:
         """The Iceberg catalog, connected on first use."""
         settings = self.settings
         if settings.profile == "aws":
+            if find_spec("boto3") is None:
+                raise UsageError("the profile 'aws' needs the Glue client, which is not installed: pip install boto3")
             return load_catalog(
                 "lake",
                 type="glue",
@@ -179,12 +182,11 @@ def _differences(declared: Declaration, table: Table) -> tuple[list[NestedField]
     new = [f for n, f in wanted.items() if n not in present]
     if required := [f.name for f in new if f.required]:
         raise Terminal(f"{where}: new column {required[0]!r} cannot be required: rows already written do not have it")
-    parts = [(declared.partition_spec(schema), schema), (table.spec(), table.schema())]
-    fields = [[(s.find_field(p.source_id).name, str(p.transform)) for p in spec.fields] for spec, s in parts]
-    if fields[0] != fields[1]:
-        raise Terminal(
-            f"{where} is partitioned by {fields[1]}, and declared to be by {fields[0]}; build it anew under another name"
-        )
+    # the table may have moved on from the declared partitioning (Iceberg keeps its specs); it must have come from it
+    spec = [(schema.find_field(p.source_id).name, str(p.transform)) for p in declared.partition_spec(schema).fields]
+    specs = [[(table.schema().find_field(p.source_id).name, str(p.transform)) for p in s.fields] for s in table.specs().values()]
+    if spec not in specs:
+        raise Terminal(f"{where} is partitioned by {specs[-1]}, and declared to be by {spec}; build it anew under another name")
     return new, [f for n, f in wanted.items() if n in present and _shape(f.field_type) != _shape(present[n].field_type)]
 
 

@@ -18,6 +18,9 @@ from lakehouse.errors import RolledBack
 
 PROPERTY_PREFIX = "lakehouse.position/"
 
+NUMBERED_HERE = "offsets given out by this table"
+"""Source of a topic that no broker numbers: see `Position.source`."""
+
 TopicPartition: TypeAlias = tuple[str, int]
 Vector: TypeAlias = Mapping[TopicPartition, int]
 """(topic, partition) -> the next offset to consume. A partition that is absent stands at its beginning, 0."""
@@ -27,7 +30,8 @@ Vector: TypeAlias = Mapping[TopicPartition, int]
 class Position:
     """One entry: the next offset, the snapshot's sequence number that set it, and where the topic came from.
 
-    source: for Kafka, `cluster id/topic id`, so that a re-created topic is noticed; else free text.
+    source: for Kafka, `cluster id/topic id`, so that a re-created topic is noticed; NUMBERED_HERE where the writer numbers
+    the rows itself.
     """
 
     next_offset: int

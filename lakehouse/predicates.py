@@ -16,6 +16,7 @@ from pyiceberg.expressions import (
     GreaterThanOrEqual,
     In,
     LessThan,
+    LessThanOrEqual,
     Or,
 )
 
@@ -32,6 +33,11 @@ def equal(column: str, value: Any) -> BooleanExpression:
 def at_least(column: str, value: Any) -> BooleanExpression:
     """column >= value."""
     return GreaterThanOrEqual(column, _literal(value))  # type: ignore[arg-type, call-arg]
+
+
+def at_most(column: str, value: Any) -> BooleanExpression:
+    """column <= value."""
+    return LessThanOrEqual(column, _literal(value))  # type: ignore[arg-type, call-arg]
 
 
 def below(column: str, value: Any) -> BooleanExpression:

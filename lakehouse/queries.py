@@ -171,7 +171,7 @@ def bind_arrow(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table 
 
 
 def tables_read(sql: str) -> list[str]:
-    """The `layer.table` names a query reads, from its own text.
+    """The `layer.table` names a query reads, from its own text, in lower case (SQL does not mind).
 
     Raises:
         UsageError: the SQL does not parse; the message says where.
@@ -183,7 +183,7 @@ def tables_read(sql: str) -> list[str]:
         raise UsageError(f"SQL error at line {first['line']}, column {first['col']}: {first['description']}") from None
     except sqlglot.errors.TokenError as error:
         raise UsageError(f"SQL error: {str(error).splitlines()[0]}") from None
-    return sorted({f"{t.db}.{t.name}" for t in tree.find_all(exp.Table) if t.db})
+    return sorted({f"{t.db}.{t.name}".lower() for t in tree.find_all(exp.Table) if t.db})
 
 
 def query(lake: Lake, sql: str, as_of: datetime | int | None = None, parameters: Mapping[str, Any] | None = None) -> pa.Table:

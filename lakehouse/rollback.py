@@ -11,7 +11,7 @@ from pyiceberg.table.update import AssertTableUUID
 
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, history
-from lakehouse.positions import PROPERTY_PREFIX, load_vector, position_properties, read_positions
+from lakehouse.positions import NUMBERED_HERE, PROPERTY_PREFIX, load_vector, position_properties, read_positions
 
 
 def rollback_table(lake: Lake, name: str, snapshot_id: int) -> dict[str, dict[str, int]]:
@@ -20,8 +20,12 @@ def rollback_table(lake: Lake, name: str, snapshot_id: int) -> dict[str, dict[st
     Returns:
         The positions restored: {consumer: {"topic/partition": offset}}. Downstream tables are not touched.
 
+    A topic whose offsets the table itself gives out (NUMBERED_HERE) keeps its position: downstream has consumed those
+    offsets, and other rows must not get them.
+
     Raises:
-        UsageError: the snapshot is not in the table's history, or its positions are not known any more.
+        UsageError: the snapshot is not in the table's history, or its positions are not known any more, or the table has no
+            positions at all: then nothing would bring back the rows that go.
         CommitFailedException: another commit came in between; nothing was changed, run it again.
     """
     table = lake.load(name)
@@ -31,9 +35,15 @@ def rollback_table(lake: Lake, name: str, snapshot_id: int) -> dict[str, dict[st
         raise UsageError(f"{name}: snapshot {snapshot_id} is not in its history; see: lakehouse show {name}")
     target = kept[place]
     vectors = _vectors_at(name, kept[place:])
-    sources = {topic: p.source for entries in read_positions(table.metadata).values() for (topic, _), p in entries.items()}
+    present = read_positions(table.metadata)
+    if not present:
+        raise UsageError(f"{name} has no positions: nothing would write again what a rollback takes away")
+    sources = {topic: p.source for entries in present.values() for (topic, _), p in entries.items()}
     restored: dict[str, str] = {}
     for consumer, dumped in vectors.items():
+        for (topic, partition), position in present.get(consumer, {}).items():
+            if position.source == NUMBERED_HERE:
+                dumped[f"{topic}/{partition}"] = position.next_offset
         restored |= position_properties(consumer, load_vector(dumped), target.sequence_number or 0, sources)
     stale = [p for p in table.properties if p.startswith(PROPERTY_PREFIX) and p not in restored]
     transaction = table.transaction()

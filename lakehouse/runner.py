@@ -22,7 +22,7 @@ from lakehouse.commit import Change, Scope, commit, scope_of
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Replan, Retryable, UsageError
-from lakehouse.lake import Lake, newest_within
+from lakehouse.lake import Lake, newest_within, snapshot_vector
 from lakehouse.positions import TopicPartition, Vector, vector_of
 from lakehouse.predicates import all_of, any_of, at_least, below, equal, one_of
 from lakehouse.queries import bind_sql, bind_table, connect, duckdb_type, files_sql, path_for_duckdb, quote, text
@@ -134,26 +134,28 @@ def consistent_cut(
         Retryable: an input has no snapshot at the cut (expired, or another input has not been built yet).
     """
     tables = {name: lake.open_for_write(name) for name in names}
-    vectors = {name: vector_of(table.metadata, name) for name, table in tables.items()}
     roots = {name: raw_roots(lake, name, transforms) for name in names}
-    cut = {
-        key: min(vectors[name].get(key, 0) for name in names if raw in roots[name])
-        for raw in sorted(set().union(*roots.values()))
-        for key in lake.vector(raw)
-    }
-    pinned: dict[str, tuple[Table, int | None]] = {}
-    for name, table in tables.items():
-        current = table.current_snapshot()
-        if name.startswith("raw.") or current is None or all(v <= cut.get(k, v) for k, v in vectors[name].items()):
-            pinned[name] = (table, current.snapshot_id if current else None)
-            continue
-        snapshot = newest_within(table, name, {k: cut[k] for k in vectors[name]})
-        if snapshot is None:
-            raise Retryable(
-                f"{name} is ahead of the other inputs ({', '.join(names)}) and keeps no snapshot at their cut; run those first"
-            )
-        pinned[name] = (table, snapshot.snapshot_id)
-    return cut, pinned
+    topics = {raw: lake.vector(raw) for raw in sorted(set().union(*roots.values()))}
+    at = {name: (table.current_snapshot(), vector_of(table.metadata, name)) for name, table in tables.items()}
+    while True:
+        cut = {
+            key: min(at[name][1].get(key, 0) for name in names if raw in roots[name])
+            for raw, keys in topics.items()
+            for key in keys
+        }
+        # a raw table is read by offset range, so it can be ahead; what derives from it must be as it was at the cut
+        ahead = [n for n in names if not n.startswith("raw.") and any(v > cut.get(k, v) for k, v in at[n][1].items())]
+        if not ahead:
+            return cut, {name: (tables[name], s.snapshot_id if s else None) for name, (s, _) in at.items()}
+        for name in ahead:
+            snapshot = newest_within(tables[name], name, {k: cut[k] for k in at[name][1] if k in cut})
+            if snapshot is None:
+                others = ", ".join(n for n in names if n != name)
+                raise Retryable(
+                    f"{name} is ahead of the other inputs ({others}) and keeps no snapshot at their cut; run those first"
+                )
+            # it may be below the cut: then the cut is lower than was thought, and the others have to follow
+            at[name] = (snapshot, snapshot_vector(snapshot, name))
 
 
 def raw_roots(lake: Lake, name: str, transforms: Mapping[str, Transform]) -> set[str]:
@@ -200,7 +202,9 @@ def _run_once(lake: Lake, name: str, transforms: Mapping[str, Transform], starte
     expected = vector_of(table.metadata, name)
     driver = declared.build.driver
     topics = {topic for topic, _ in vector_of(pinned[driver][0].metadata, driver)} if driver else set()
-    reached, caught_up = bounded(expected, cut, topics, lake.settings.batch_rows)
+    # a merge reads all versions of its keys and cannot stop halfway; what reads new rows alone takes them in slices
+    slice_rows = sum(cut.values()) if declared.build.mode == "merge" else lake.settings.batch_rows
+    reached, caught_up = bounded(expected, cut, topics, slice_rows)
     if current is not None and all(expected.get(k, 0) >= v for k, v in reached.items()):
         return Report(name, None, seconds=time.monotonic() - started)
     reached = {k: max(v, expected.get(k, 0)) for k, v in reached.items()}
@@ -278,15 +282,42 @@ def _insert(plan: Plan) -> Staged:
     rows = built.rows
     part = plan.declared.partition[0].column
     known = live_files(plan, part, rows.column(part).to_pylist()) if rows.num_rows else []
+    remove: list[DataFile] = []
+    content = rows
     if known:
-        key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
-        connection.register("__rows", rows)
-        present = files_sql(plan.table, (f.file_path for f in known))
-        rows = connection.execute(f"SELECT * FROM __rows ANTI JOIN {present} USING ({key})").to_arrow_table()
-    files = stage(plan.table, plan.declared, rows)
-    return Staged(
-        files, scope=scope_of(files), new_input_rows=_count(connection, quote(driver)), rows=rows.num_rows, rejected=rejected
-    )
+        rows, remove, kept = _first_copies(plan, rows, known)
+        content = rows if kept is None else pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])
+    files = stage(plan.table, plan.declared, content)
+    new = _count(connection, quote(driver))
+    return Staged(files, remove, scope_of([*files, *remove]), new_input_rows=new, rows=rows.num_rows, rejected=rejected)
+
+
+def _first_copies(plan: Plan, rows: pa.Table, known: Sequence[DataFile]) -> tuple[pa.Table, list[DataFile], pa.Table | None]:
+    """Of the copies of a key the lowest in `first_by` counts, whatever the order in which batches bring them.
+
+    Returns:
+        The rows to insert; the files that hold a later copy of one of them, and the other rows of those files.
+    """
+    connection, build = plan.connection, plan.declared.build
+    key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
+    order = [", ".join(f'{side}."{c}"' for c in build.first_by) for side in ("n", "k")]
+    precedes = f"({order[0]}) < ({order[1]})" if build.first_by else "false"
+    connection.register("__rows", rows)
+    held = files_sql(plan.table, (f.file_path for f in known))
+    copies = f"SELECT {key}, k.filename, {precedes} AS precedes FROM __rows n JOIN {held} k USING ({key})"
+    connection.execute(f"CREATE TEMP TABLE __copies AS {copies}")
+    rows = connection.execute(f"SELECT * FROM __rows ANTI JOIN (FROM __copies WHERE NOT precedes) USING ({key})").to_arrow_table()
+    by_path = {path_for_duckdb(f.file_path): f for f in known}
+    late = connection.execute("SELECT DISTINCT filename FROM __copies WHERE precedes ORDER BY filename").fetchall()
+    remove = [by_path[path] for (path,) in late]
+    if not remove:
+        return rows, [], None
+    columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
+    rest = files_sql(plan.table, (f.file_path for f in remove))
+    kept = connection.execute(
+        f"SELECT {columns} FROM {rest} ANTI JOIN (FROM __copies WHERE precedes) USING ({key})"
+    ).to_arrow_table()
+    return rows, remove, kept
 
 
 def live_files(plan: Plan, column: str, values: Collection[Any]) -> list[DataFile]:
@@ -335,10 +366,19 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table) -> None:
         return
     chosen = ", ".join(f'i."{c}"' for c in columns)
     condition = " AND ".join(f'i."{source}" = k."{key}"' for key, source in matched.items()) or "true"
+    if name == build.driver:
+        condition += f" AND ({_below(plan.reached)})"
     bind_sql(
         plan.connection,
         name,
         f"(SELECT {chosen} FROM {files_sql(table, files)} AS i WHERE EXISTS (SELECT 1 FROM __keys AS k WHERE {condition}))",
+    )
+
+
+def _below(reached: Vector) -> str:
+    """SQL: the row's coordinates lie below the positions reached."""
+    return " OR ".join(
+        f'(topic = {text(topic)} AND partition = {partition} AND "offset" < {end})' for (topic, partition), end in reached.items()
     )
 
 

@@ -9,10 +9,12 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from lakehouse.errors import UsageError
 
@@ -60,6 +62,8 @@ class Settings(BaseSettings):
     def _folder(cls, value: Path) -> Path:
         if value.exists() and not value.is_dir():
             raise ValueError("a file is there, not a folder")
+        if bad := sorted(set(str(value)) & set("*?[]#%")):
+            raise ValueError(f"a folder name with {bad[0]!r} in it means something else in a pattern or URL; choose another")
         return value
 
     @field_validator("catalog_uri")
@@ -75,6 +79,37 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"\d+(\.\d+)? ?([KMGT]i?B)", value, re.IGNORECASE):
             raise ValueError("a number and a unit, such as 512MB or 2GiB")
         return value
+
+    @field_validator("warehouse")
+    @classmethod
+    def _known_store(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("file:///", "s3://")):
+            raise ValueError("must begin with file:/// or s3://")
+        return value
+
+    @field_validator("crm_url")
+    @classmethod
+    def _is_a_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                make_url(value)
+            except ArgumentError:
+                raise ValueError("not an SQLAlchemy URL, such as postgresql+psycopg://host/database") from None
+        return value
+
+    @model_validator(mode="after")
+    def _nothing_of_a_laptop(self) -> Self:
+        """Another profile than the embedded one must say where its services are: it never falls back on local files."""
+        needed = {"local": ("catalog_uri", "warehouse", "kafka_bootstrap"), "aws": ("warehouse", "kafka_bootstrap")}
+        if missing := [n for n in needed.get(self.profile, ()) if getattr(self, n) is None]:
+            names = ", ".join(PREFIX + n.upper() for n in missing)
+            raise ValueError(f"the profile {self.profile!r} needs {names}")
+        return self
+
+    @property
+    def all_embedded(self) -> bool:
+        """Whether everything is this command's own: only then may the demo write to it."""
+        return self.profile == "embedded" and not any((self.catalog_uri, self.warehouse, self.kafka_bootstrap, self.crm_url))
 
     @property
     def iceberg_catalog_uri(self) -> str:
@@ -108,7 +143,8 @@ def load_settings() -> Settings:
         settings = Settings()  # type: ignore[call-arg]
     except ValidationError as error:
         problems += [
-            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+            f"{PREFIX}{'.'.join(map(str, e['loc'] or ('profile',))).upper()}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
         ]
     except SettingsError:  # a list that is not JSON; the error quotes the value
         problems.append(f"{PREFIX}WEBHOOK_SECRETS: not a JSON list; write it as {PREFIX}WEBHOOK_SECRETS='[\"whsec_...\"]'")

@@ -68,7 +68,8 @@ def play(
     if _played(folder, wanted, days):
         return told
     world = build_world(wanted)
-    if not (folder / "truth" / "truth.json").exists():
+    if not all((folder / name).exists() for name in ("truth/truth.json", "journal.json")):
+        # without a journal nothing was sent: the truth there may be that of another world, whose demo ended this early
         progress("writing down the truth", 0, 0)
         write_truth(world, folder / "truth")
     clock = Clock()

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from lakehouse.append import append_rows
 from lakehouse.lake import Lake
-from lakehouse.positions import vector_of
+from lakehouse.positions import NUMBERED_HERE, vector_of
 from lakehouse.queries import connect, query
 from tests.cases.stripe import event
 from writers.kafka import RAW_SCHEMA, received_by_kafka
@@ -22,12 +22,12 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _append(lake: Lake, name: str, topic: str, rows: pa.Table) -> None:
+def _append(lake: Lake, name: str, topic: str, rows: pa.Table, source: str = "test/topic") -> None:
     table = lake.open_for_write(name)
     start = vector_of(table.metadata, name).get((topic, 0), 0)
     offsets = pa.array(range(start, start + rows.num_rows), pa.int64())
     rows = rows.set_column(rows.column_names.index("offset"), "offset", offsets)
-    append_rows(lake, name, rows, {(topic, 0): start}, {(topic, 0): start + rows.num_rows})
+    append_rows(lake, name, rows, {(topic, 0): start}, {(topic, 0): start + rows.num_rows}, {topic: source})
 
 
 def _records(topic: str, payloads: list[bytes | None], received: list[datetime]) -> pa.Table:
@@ -85,6 +85,7 @@ def feed_crm(lake: Lake, *rows: tuple[str, str | None, str, str]) -> None:
                 "deleted": [False] * n,
             }
         ),
+        NUMBERED_HERE,
     )
 
 

@@ -59,8 +59,8 @@ MUTANTS = (
     Mutant(
         "late-crm-dropped",
         "writers/crm.py",
-        'new = present.join(known, on=["workspace_id", *VERSION], how="anti", nulls_equal=True)',
-        'new = present.join(known, on=["workspace_id", *VERSION], how="anti", nulls_equal=True).filter('
+        "last.filter(~(pl.all_horizontal(same) | known_back))",
+        "last.filter(~(pl.all_horizontal(same) | known_back), "
         'pl.col("updated_at") - pl.col("effective_at") < pl.duration(hours=1))',
         "a CRM row that was entered late is dropped",
     ),

@@ -31,7 +31,7 @@ def ordered_versions(inputs: Inputs, object_type: str, columns: Mapping[str, str
     filled = in_order.drop("state", "previous").with_columns(pl.col(list(columns)).forward_fill().over(KEYS))
     inputs.connection.register("__filled", filled.to_arrow())
     # JSON null is a value that is NULL; SQL NULL is one that no version has carried yet
-    typed = ", ".join(f'CAST("{name}" ->> \'$\' AS {kind}) AS "{name}"' for name, kind in columns.items())
+    typed = ", ".join(f'TRY_CAST("{name}" ->> \'$\' AS {kind}) AS "{name}"' for name, kind in columns.items())
     rows = inputs.connection.execute(
         f"SELECT account, object_id, created_at, sequence, deleted, recorded_at, {typed} "
         "FROM __filled ORDER BY account, object_id, created_at, sequence"

@@ -8,12 +8,12 @@ import polars as pl
 from pyiceberg.table import Table as IcebergTable
 from sqlalchemy import column, create_engine, inspect, select
 from sqlalchemy import table as sql_table
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lakehouse.append import append_rows
 from lakehouse.errors import Retryable, Terminal
 from lakehouse.lake import Lake
-from lakehouse.positions import vector_of
+from lakehouse.positions import NUMBERED_HERE, vector_of
 from lakehouse.queries import connect, files_sql
 from writers.kafka import Batch
 
@@ -41,11 +41,17 @@ def read_crm(url: str) -> pl.DataFrame:
     Raises:
         Terminal: no such table, or a time that is not ISO-8601 with a zone. Retryable: the database does not answer.
     """
-    engine = create_engine(url)
+    try:
+        engine = create_engine(url)
+    except (ArgumentError, ImportError) as error:
+        raise Terminal(f"LAKEHOUSE_CRM_URL cannot be used: {error}") from None
     try:
         with engine.connect() as connection:
-            if not inspect(connection).has_table(WORKSPACES.name):
+            looked = inspect(connection)
+            if not looked.has_table(WORKSPACES.name):
                 raise Terminal(f"the CRM at {engine.url.render_as_string()} has no table 'workspaces'; check LAKEHOUSE_CRM_URL")
+            if missing := {c.name for c in WORKSPACES.c} - {c["name"] for c in looked.get_columns(WORKSPACES.name)}:
+                raise Terminal(f"the CRM's table 'workspaces' has no column {min(missing)!r}")
             rows = connection.execute(select(WORKSPACES)).all()
     except SQLAlchemyError as error:
         raise Retryable(f"the CRM at {engine.url.render_as_string()} does not answer: {type(error).__name__}") from None
@@ -57,7 +63,10 @@ def read_crm(url: str) -> pl.DataFrame:
 
 
 def _instant(value: str | datetime, column: str) -> datetime:
-    at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    try:
+        at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    except ValueError:
+        raise Terminal(f"the CRM's workspaces.{column} holds something that is no ISO-8601 time") from None
     if at.tzinfo is None:
         raise Terminal(f"the CRM's workspaces.{column} holds a time without a zone")
     return at.astimezone(UTC)
@@ -126,5 +135,7 @@ def ingest_crm(lake: Lake, url: str, seen_at: datetime | None = None) -> Batch:
         pl.lit(seen_at).alias("received_at"),
         *SCHEMA,
     )
-    done = append_rows(lake, TABLE, rows.to_arrow(), {(TOPIC, 0): position}, {(TOPIC, 0): position + new.height})
+    done = append_rows(
+        lake, TABLE, rows.to_arrow(), {(TOPIC, 0): position}, {(TOPIC, 0): position + new.height}, {TOPIC: NUMBERED_HERE}
+    )
     return Batch(TABLE, done.snapshot_id, new.height, 0)

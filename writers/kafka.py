@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from lakehouse.append import append_rows
@@ -147,7 +147,8 @@ def ingest(
         }
     )
     try:
-        consumer.assign([TopicPartition(topic, p, offset) for p, offset in positions.items()])
+        # a partition that the table has never read begins with the first record Kafka still has
+        consumer.assign([TopicPartition(topic, p, positions[p] if (topic, p) in known else OFFSET_BEGINNING) for p in partitions])
         ahead = set(partitions)
         batches = []
         while ahead:

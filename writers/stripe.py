@@ -8,17 +8,18 @@ import pyarrow as pa
 # The receiver checked signature and JSON; what cannot be read all the same stays NULL here and is judged downstream.
 ENVELOPE = """
 SELECT
-    * EXCLUDE (h, f),
+    * EXCLUDE (h_received_at, h_source, f),
     -- a record that did not come through our receiver may say nothing: then it was received by now
-    coalesce(TRY_CAST(h['received_at'] AS TIMESTAMPTZ), kafka_timestamp, now()) AS received_at,
-    h['source'] AS source,
-    f[1] AS event_id, f[2] AS event_type, to_timestamp(TRY_CAST(f[3] AS BIGINT)) AS created_at, f[4] AS api_version,
+    coalesce(TRY_CAST(h_received_at AS TIMESTAMPTZ), kafka_timestamp, now()) AS received_at,
+    CASE WHEN h_source IN ('webhook', 'events_api', 'api_snapshot') THEN h_source END AS source,
+    f[1] AS event_id, f[2] AS event_type, try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) AS created_at, f[4] AS api_version,
     f[5] AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode
 FROM (
     SELECT
         *,
         -- of a header sent twice the last counts
-        map_from_entries(list_distinct(list_transform(headers, lambda x: {'k': x.key, 'v': try(decode(x.value))}))) AS h,
+        try(decode(list_filter(headers, lambda x: x.key = 'received_at')[-1].value)) AS h_received_at,
+        try(decode(list_filter(headers, lambda x: x.key = 'source')[-1].value)) AS h_source,
         json_extract_string(
             CASE WHEN json_valid(try(decode(payload))) THEN try(decode(payload)) END,
             ['$.id', '$.type', '$.created', '$.api_version', '$.account', '$.livemode']

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
-
-import click
 
 from lakehouse.errors import LakehouseError
 
+STOPPED = 130
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every failure that we explain is one message on stderr and an exit code, no stack trace."""
-    from lakehouse.cli import explore, operate, rendering  # noqa: F401 - they register their commands
-    from lakehouse.cli.app import app, err
+    """Run the command line; every failure that we explain is one message on stderr and an exit code, no stack trace.
 
+    Wrong usage is told by Typer itself (exit 2). A defect of ours keeps its stack trace.
+    """
     try:
-        app(args=arguments, standalone_mode=False)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C: brokers ended, files removed
+        from lakehouse.cli import explore, operate, rendering  # noqa: F401 - they register their commands
+        from lakehouse.cli.app import app
+
+        app(args=arguments, prog_name="lakehouse")  # ends with SystemExit
+    except SystemExit as leaving:
+        if leaving.code == STOPPED:  # so Typer ends at Ctrl-C, without a word
+            _tell("stopped; what was committed stays, run it again to go on")
+        raise
+    except KeyboardInterrupt:
+        _tell("stopped")
+        sys.exit(STOPPED)
     except LakehouseError as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _tell(str(error), "error: ")
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as leaving:
-        sys.exit(leaving.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        err.print("stopped; what was committed stays, run it again to go on")
-        sys.exit(130)
-    except BrokenPipeError:  # `lakehouse ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except Exception as error:
+        if (message := _explained(error)) is None:
+            raise
+        _tell(message, "error: ")
+        sys.exit(1)
 
 
-def _escape(text: str) -> str:
+def _explained(error: Exception) -> str | None:
+    """What to say of a failure of the world around us: a file, a network, a database; None for a defect of our own."""
+    from pyiceberg.exceptions import CommitFailedException
+    from sqlalchemy.exc import DBAPIError
+
+    from lakehouse.cli.app import without_password
+
+    if isinstance(error, CommitFailedException):
+        return "another commit came in between; nothing was changed, run it again"
+    if isinstance(error, DBAPIError):  # its own text quotes statement and parameters
+        return f"the database of the Iceberg catalog does not answer: {error.orig}; see: lakehouse settings"
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return without_password(text)  # requests quotes the URL
+    return None
+
+
+def _tell(text: str, prefix: str = "") -> None:
+    from rich.console import Console
     from rich.markup import escape
 
-    return escape(text)
+    label = f"[bold red]{prefix}[/]" if prefix else ""
+    Console(stderr=True, highlight=False).print(label + escape(text), soft_wrap=True)

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
+from pyarrow import MonthDayNano
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -37,6 +42,7 @@ app = typer.Typer(
 # where there is no terminal to fit into (a pipe, a log), tables are wide enough not to fold
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 err = Console(stderr=True, highlight=False)
+MAY_NOT_FOLD = 40  # columns
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -47,40 +53,84 @@ def lake() -> Lake:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: times ISO-8601 with zone, bytes as text or hex, decimals as text."""
-    if isinstance(value, datetime | date):
+    """A value as JSON can hold it: times ISO-8601 with zone, bytes as text or hex, decimals and NaN as text."""
+    if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
+    if isinstance(value, MonthDayNano):
+        return interval(value)
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
             return value.hex()
-    if isinstance(value, Decimal):
+    if isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(v) for v in value]
-    return value
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def interval(value: Any) -> str:
+    """DuckDB's INTERVAL as DuckDB writes it: `1 month 2 days 03:04:05.5`."""
+    parts = [f"{n} {unit}{'' if abs(n) == 1 else 's'}" for n, unit in ((value.months, "month"), (value.days, "day")) if n]
+    if value.nanoseconds or not parts:
+        seconds, nanoseconds = divmod(abs(value.nanoseconds), 10**9)
+        fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")
+        sign = "-" if value.nanoseconds < 0 else ""
+        parts.append(f"{sign}{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{fraction}")
+    return " ".join(parts)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """Rows as a table for people on stdout: numbers to the right, NULL shown as such."""
+    """Rows as a table for people on stdout: numbers to the right, NULL shown as such, no header if no column has a name."""
     found = [list(row) for row in rows]
-    table = RichTable(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    if title:
+        out.print(f"\n[italic]{escape(title)}[/]")
+    table = RichTable(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", show_edge=False, pad_edge=False, show_header=any(columns)
+    )
+    widths = _widths(columns, found)
+    roomy = _fits(widths)
     for i, column in enumerate(columns):
-        numeric = any(isinstance(r[i], int | float | Decimal) for r in found)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0)
+        known = [r[i] for r in found if r[i] is not None]
+        numeric = bool(known) and all(isinstance(v, int | float | Decimal) and not isinstance(v, bool) for v in known)
+        # Rich cuts what may not wrap: only where all of it has room
+        whole = roomy and widths[i] > 0
+        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in found:
         table.add_row(*(cell(v) for v in row))
     out.print(table)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[int]:
+    """What each column needs for its values in one piece: ids, numbers and times are worth nothing in two; 0 for text."""
+    needed = [max([cell_len(c), *(cell_len(cell(r[i])) for r in rows if r[i] is not None)]) for i, c in enumerate(columns)]
+    return [n if n <= MAY_NOT_FOLD else 0 for n in needed]
+
+
+def _fits(widths: Sequence[int]) -> bool:
+    return sum((w or MAY_NOT_FOLD // 2) + 2 for w in widths) - 2 <= out.width
+
+
+def print_records(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows as a table if that fits, else each row as a list of its columns."""
+    found = [list(row) for row in rows]
+    if _fits(_widths(columns, found)):
+        print_rows(columns, found)
+        return
+    if not found:
+        out.print(escape(", ".join(columns)))
+    for number, row in enumerate(found, 1):
+        print_rows(["", ""], zip(columns, row, strict=True), title=f"row {number}")
 
 
 def cell(value: Any) -> str:
@@ -92,10 +142,28 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.4f}"
+        return f"{value:,.4f}" if value == 0 or 0.001 <= abs(value) < 1e12 else f"{value:.6g}"
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds" if value.microsecond == 0 else "milliseconds").replace("+00:00", "Z")
-    return escape(str(plain(value)) if not isinstance(value, str) else value)
+    return escape(str(plain(value)))
+
+
+def without_password(text: str) -> str:
+    """Text with the password of each URL in it as stars."""
+    return re.sub(r"(//[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def age(seconds: float) -> str:
+    """A duration for people, in its largest unit."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}{'s' if unit != 'min' and round(seconds / length) != 1 else ''} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def size(count: float) -> str:

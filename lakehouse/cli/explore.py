@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -10,15 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import duckdb
 import msgspec
 import typer
+from rich.markup import escape
 
-from lakehouse.cli.app import AsJson, app, lake, out, print_json, print_rows, size
-from lakehouse.declarations import Declaration
+from lakehouse.cli.app import AsJson, age, app, counted, lake, out, print_json, print_records, print_rows, size, without_password
+from lakehouse.declarations import LAYERS, Declaration
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, history
 from lakehouse.positions import dump_vector, vector_of
-from lakehouse.queries import query
+from lakehouse.queries import query, tables_read
 from lakehouse.settings import PREFIX, ROOT, Settings, load_settings
 from lakehouse.transforms import load_transforms, upstream
 
@@ -33,13 +36,39 @@ def parse_as_of(value: str | None) -> datetime | int | None:
     """
     if value is None:
         return None
-    if value.lstrip("-").isdigit() and len(value) > 8:
+    if value.isascii() and value.isdigit() and len(value) > 8:
         return int(value)
     try:
         at = datetime.fromisoformat(value)
     except ValueError:
         raise UsageError(f"--as-of {value!r} is neither a snapshot id nor a time like 2026-03-01T12:00:00Z") from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def check_question(opened: Lake, text: str) -> None:
+    """Let through one SELECT (or FROM, VALUES, DESCRIBE, SUMMARIZE) over tables that are declared.
+
+    Anything else would at best change the private copy the query runs in, and `COPY ... TO` writes files.
+
+    Raises:
+        UsageError: saying what is wrong with it, and where.
+    """
+    try:
+        statements = duckdb.extract_statements(text)
+    except duckdb.Error as error:
+        raise UsageError(f"SQL error: {error}") from None
+    if len(statements) != 1:
+        # an open PIVOT becomes two
+        what = "no query" if not statements else f"{len(statements)} statements (for PIVOT, list the values: ON x IN (...))"
+        raise UsageError(f"one query at a time, this is {what}")
+    if statements[0].type != duckdb.StatementType.SELECT:
+        raise UsageError(
+            f"{statements[0].type.name}: `lakehouse sql` only reads. Tables change by `lakehouse ingest`, `run` and `rollback`; "
+            'to keep a result: lakehouse sql --json "SELECT ..." > file'
+        )
+    for name in tables_read(text):
+        if name.partition(".")[0] in LAYERS:
+            opened.declaration(name)  # its error names the closest table
 
 
 @app.command()
@@ -59,14 +88,33 @@ def sql(
 
       lakehouse sql "SELECT count(*) FROM product.events" --as-of 2026-03-01T12:00:00Z
     """
-    found = query(lake(), text, parse_as_of(as_of))
+    moment = parse_as_of(as_of)
+    opened = lake()
+    check_question(opened, text)
+    found = query(opened, text, moment)
+    shown = found if as_json else found.slice(0, rows)
+    try:
+        values = list(zip(*(c.to_pylist() for c in shown.columns), strict=True))
+    except (OverflowError, ValueError) as error:  # DuckDB's times reach to the year 294247, and to infinity
+        raise UsageError(f"a value of the result cannot be shown ({error}); cast it: CAST(... AS VARCHAR)") from None
     if as_json:
-        print_json(found.to_pylist())
+        names = unique(found.column_names)
+        print_json([dict(zip(names, row, strict=True)) for row in values])
         return
-    shown = found.slice(0, rows)
-    print_rows(found.column_names, zip(*(c.to_pylist() for c in shown.columns), strict=True))
+    print_records(found.column_names, values)
     if found.num_rows > rows:
         out.print(f"[dim]{rows:,} of {found.num_rows:,} rows; more with --rows N[/]")
+    elif not found.num_rows:
+        out.print("[dim]no rows[/]")
+
+
+def unique(names: list[str]) -> list[str]:
+    """Names made distinct as DuckDB does: a, a_1, a_2."""
+    taken: dict[str, None] = {}
+    for name in names:
+        tries = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
+        taken[next(n for n in tries if n not in taken)] = None
+    return list(taken)
 
 
 def describe(lake: Lake, name: str) -> dict[str, Any]:
@@ -126,7 +174,7 @@ def show(
         print_json(found)
         return
     declared = found["declaration"]
-    out.print(f"[bold]{table}[/]: {declared['doc']}")
+    out.print(f"[bold]{table}[/]: {escape(declared['doc'])}\n")
     facts = {
         "grain": declared["grain"],
         "key": ", ".join(declared["primary_key"]),
@@ -136,13 +184,14 @@ def show(
         "declared in": declared["path"],
     }
     if found["exists"]:
-        fresh = {None: "", True: ", fresh", False: f", older than its target of {declared['freshness_minutes']} min"}[
-            found["fresh"]
-        ]
+        fresh = {None: "", True: ", fresh", False: f", older than its target of {declared['freshness_minutes']} min"}
+        at = found["last_commit_at"]
         facts |= {
-            "size": f"{found['rows']:,} rows, {found['files']:,} files, {size(found['bytes'])}",
-            "last commit": f"{found['last_commit_at']:%Y-%m-%d %H:%M:%S}Z, {found['seconds_since_commit']:,.0f} s ago{fresh}",
-            "positions": ", ".join(f"{k}: {v:,}" for k, v in found["positions"].items()) or "none",
+            "size": f"{counted(found['rows'], 'row')}, {counted(found['files'], 'file')}, {size(found['bytes'])}",
+            "last commit": f"{at:%Y-%m-%d %H:%M:%S}Z, {age(found['seconds_since_commit'])}{fresh[found['fresh']]}"
+            if at
+            else "none yet",
+            "positions": "\n".join(f"{k}: {v:,}" for k, v in found["positions"].items()) or "none",
         }
     else:
         facts["size"] = "holds nothing yet; fill it: lakehouse demo"
@@ -150,10 +199,16 @@ def show(
     print_rows(
         ["column", "type", "required", "PII", "meaning"],
         [
-            [c["name"], c["type"] if isinstance(c["type"], str) else c["type"]["type"], c["required"] or None, c["pii"], c["doc"]]
+            [
+                c["name"],
+                c["type"] if isinstance(c["type"], str) else c["type"]["type"],
+                "yes" if c["required"] else "",
+                c["pii"],
+                c["doc"],
+            ]
             for c in declared["columns"]
         ],
-        title="\ncolumns",
+        title="columns",
     )
     if found["exists"] and snapshots:
         print_rows(
@@ -162,7 +217,7 @@ def show(
                 [str(s["snapshot_id"]), s["committed_at"], s["kind"], s["added_rows"], s["removed_rows"], s["total_rows"]]
                 for s in found["snapshots"][:snapshots]
             ],
-            title=f"\nlast snapshots, of {len(found['snapshots'])}",
+            title=f"last snapshots, of {len(found['snapshots'])}",
         )
 
 
@@ -229,7 +284,7 @@ def where(table: TableName, as_json: AsJson = False) -> None:
     ):
         out.print(f"[bold]{title}[/]")
         for line in found[key] or ["-"]:
-            out.print(f"  {line}")
+            out.print(f"  {escape(line)}", soft_wrap=True)
 
 
 @app.command()
@@ -238,6 +293,7 @@ def status(as_json: AsJson = False) -> None:
     opened = lake()
     transforms = load_transforms(opened.settings.transforms_dir, opened.declarations)
     rows: list[dict[str, Any]] = []
+    now = datetime.now(UTC)
     for name, declared in opened.declarations.items():
         row: dict[str, Any] = {"table": name, "exists": opened.exists(name)}
         if row["exists"]:
@@ -249,16 +305,22 @@ def status(as_json: AsJson = False) -> None:
         print_json(rows)
         return
     print_rows(
-        ["table", "rows", "files", "size", "snapshots", "last commit", "records behind"],
+        ["table", "rows", "size", "last commit", "behind"],
         [
-            [r["table"], r["rows"], r["files"], size(r["bytes"]), r["snapshots"], r["last_commit_at"], r["behind"]]
-            if r["exists"]
-            else [r["table"], None, None, None, None, None, None]
+            [
+                r["table"],
+                r.get("rows"),
+                size(r["bytes"]) if r["exists"] else None,
+                age((now - r["last_commit_at"]).total_seconds()) if r.get("last_commit_at") else None,
+                r.get("behind"),
+            ]
             for r in rows
         ],
     )
-    if not any(r["exists"] for r in rows):
+    if not any(r.get("rows") for r in rows):
         out.print("\nThe lake is empty. Fill it: [bold]lakehouse demo[/]")
+    elif any(r.get("behind") for r in rows):
+        out.print("\nbehind: records of its sources that a table has not seen. Catch up: [bold]lakehouse run[/]")
 
 
 def _behind(lake: Lake, name: str, declared: Declaration, transforms: dict[str, Any]) -> int | None:
@@ -276,7 +338,11 @@ def _behind(lake: Lake, name: str, declared: Declaration, transforms: dict[str, 
 @app.command()
 def settings(as_json: AsJson = False) -> None:
     """Show every setting, its environment variable, its value (secrets hidden) and meaning."""
-    values = load_settings()
+    wrong: UsageError | None = None
+    try:
+        values = load_settings()
+    except UsageError as error:  # show what can be set, then say what is wrong
+        wrong, values = error, Settings.model_construct()
     rows = []
     for name, field in Settings.model_fields.items():
         value = getattr(values, name)
@@ -288,14 +354,20 @@ def settings(as_json: AsJson = False) -> None:
                 "meaning": field.description or "",
             }
         )
-    if as_json:
+    if as_json and wrong is None:
         print_json(rows)
         return
-    print_rows(["variable", "value", "set", "meaning"], [list(r.values()) for r in rows])
+    print_rows(
+        ["variable", "value", "meaning"],
+        [[r["variable"] + ("*" if r["set"] else ""), "" if r["value"] is None else str(r["value"]), r["meaning"]] for r in rows],
+    )
+    out.print("\n[dim]* set in the environment; the others are defaults[/]")
+    if wrong:
+        raise wrong
 
 
 def plain_setting(value: Any) -> Any:
-    """A setting's value to show: secrets as stars, paths as text."""
+    """A setting's value to show: secrets and the password of a URL as stars, paths as text."""
     if isinstance(value, list):
         return [str(v) for v in value]  # SecretStr prints stars
-    return value if value is None or isinstance(value, int) else str(value)
+    return value if value is None or isinstance(value, int) else without_password(str(value))

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from pydantic import SecretStr
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lakehouse import parts
@@ -26,13 +27,14 @@ from lakehouse.lake import Lake
 from lakehouse.queries import query
 from lakehouse.rollback import rollback_table
 from lakehouse.runner import run as run_tables
-from lakehouse.services import Services, embedded_services, find_services
-from lakehouse.settings import Settings
+from lakehouse.services import Services, embedded_services, find_services, running_services
+from lakehouse.settings import Settings, load_settings
+from lakehouse.transforms import load_transforms
 
 Say = Callable[..., None]
 SECONDS_BETWEEN_LINES = 3.0
 
-Tables = Annotated[list[str] | None, typer.Argument(metavar="[TABLE]...", help="Tables (default: all).")]
+Tables = Annotated[list[str] | None, typer.Argument(metavar="TABLE", help="Tables (default: all).")]
 
 
 @contextlib.contextmanager
@@ -94,6 +96,11 @@ def demo(
     """
     opened = lake()
     settings = opened.settings
+    if not settings.all_embedded:
+        raise UsageError(
+            "the demo writes simulated customers, so it runs in a lake of its own only: unset LAKEHOUSE_PROFILE, _CATALOG_URI, "
+            "_WAREHOUSE, _KAFKA_BOOTSTRAP and _CRM_URL (LAKEHOUSE_HOME says where it lives)"
+        )
     started = time.monotonic()
     with only_one(settings), telling() as say:
         say("building the world")
@@ -149,12 +156,13 @@ def _tell_demo(lake: Lake, played: dict[str, Any], verdict: dict[str, Any], seco
     else:
         out.print("This world was played before: nothing was sent, and nothing changed.")
     counts = [(name, describe_rows(lake, name)) for name in lake.declarations]
-    print_rows(["table", "rows"], counts, title="\nthe lake")
+    print_rows(["table", "rows"], counts, title="the lake")
+    out.print()
     _tell_verdict(verdict)
     me = command()
     out.print(f"\n{seconds:.1f} s. Now ask it something:")
     out.print(f'  {me} sql "SELECT plan, feature, lift FROM marts.upgrade_funnel ORDER BY lift DESC LIMIT 5"', soft_wrap=True)
-    out.print(f"  {me} show product.events")
+    out.print(f"  {me} show product.events", soft_wrap=True)
 
 
 def command() -> str:
@@ -177,9 +185,17 @@ def describe_rows(lake: Lake, name: str) -> int | None:
 def up(
     secret: Annotated[bool, typer.Option("--show-secret", help="Print the signing secret made for this run.")] = False,
 ) -> None:
-    """Run the embedded services (Kafka broker, webhook receiver) until Ctrl-C; other commands find them by themselves."""
+    """Run the webhook receiver, and the embedded Kafka broker unless LAKEHOUSE_KAFKA_BOOTSTRAP names one, until Ctrl-C.
+
+    Other commands find the embedded services by themselves.
+    """
     opened = lake()
     settings = opened.settings
+    if settings.kafka_bootstrap:
+        with parts.writers().receiver(settings, find_services(settings), time.time) as url:
+            out.print(f"webhooks     {url}  (to {settings.stripe_topic} on {settings.kafka_bootstrap}). Ctrl-C stops.")
+            _until_stopped()
+        return
     made = SecretStr(f"whsec_{secrets.token_hex(16)}")
     signed = settings if settings.webhook_secrets else settings.model_copy(update={"webhook_secrets": [made]})
     with embedded_services(signed, lambda s: parts.writers().receiver(signed, s, time.time)) as services:
@@ -188,9 +204,13 @@ def up(
         if secret and not settings.webhook_secrets:
             out.print(f"secret       {made.get_secret_value()}")
         out.print("The broker keeps its log in memory: run `lakehouse ingest` before you stop it. Ctrl-C stops.")
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+        _until_stopped()
+
+
+def _until_stopped() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)
 
 
 @app.command()
@@ -198,6 +218,9 @@ def ingest(tables: Tables = None, as_json: AsJson = False) -> None:
     """Commit what the sources (Kafka topics, CRM) hold now to the raw tables, from the tables' own positions on."""
     opened = lake()
     services = find_services(opened.settings)
+    if not tables and _no_crm(opened.settings):
+        tables = [name for name in parts.writers().SOURCES if name != "raw.crm_workspaces"]
+        err.print("no CRM yet (lakehouse demo makes one, or set LAKEHOUSE_CRM_URL): left out", soft_wrap=True)
     rows = 0
     with telling() as say:
 
@@ -212,35 +235,46 @@ def ingest(tables: Tables = None, as_json: AsJson = False) -> None:
         return
     print_rows(
         ["table", "snapshot", "rows", "payload bytes"],
-        [[b["table"], str(b["snapshot_id"] or "nothing new"), b["rows"], b["payload_bytes"]] for b in batches],
+        [[b["table"], str(b["snapshot_id"] or "-"), b["rows"], b["payload_bytes"]] for b in batches],
     )
+    if not rows:
+        out.print("\nNothing was new: the raw tables hold all that the sources do.")
+
+
+def _no_crm(settings: Settings) -> bool:
+    """Whether the CRM is the embedded one and no demo has made it: `lakehouse up` alone needs none."""
+    return settings.crm_url is None and not Path(settings.crm_database_url.removeprefix("sqlite:///")).exists()
 
 
 @app.command()
 def run(tables: Tables = None, as_json: AsJson = False) -> None:
     """Build the tables from what is new in their inputs, in order, until they have caught up. Again is harmless."""
     opened = lake()
+    built = load_transforms(opened.settings.transforms_dir, opened.declarations)
+    for name in tables or ():
+        if opened.declaration(name).table not in built:
+            raise UsageError(f"{name} is not built from other tables; raw tables are filled by: lakehouse ingest")
     with telling() as say:
         reports = run_tables(opened, tables or (), lambda r: say(f"{r.table}: {r.rows:,} rows"))
     if as_json:
         print_json([msgspec.to_builtins(r) for r in reports])
         return
     print_rows(
-        ["table", "snapshot", "new input rows", "rows written", "rejected", "files +", "files -", "seconds"],
+        ["table", "read", "written", "rejected", "files", "seconds"],
         [
             [
                 r.table,
-                str(r.snapshot_id or "up to date"),
                 r.new_input_rows,
                 r.rows,
                 r.rejected,
-                r.files_added,
-                r.files_removed,
+                f"+{r.files_added} -{r.files_removed}",
                 f"{r.seconds:.2f}",
             ]
             for r in reports
         ],
     )
+    if not any(r.snapshot_id for r in reports):
+        out.print("\nNothing was new: the tables are up to date.")
 
 
 def _verify(lake: Lake) -> dict[str, Any]:
@@ -275,8 +309,9 @@ def _tell_verdict(verdict: dict[str, Any]) -> None:
         for section, values in verdict.items()
         if isinstance(values, dict)
     ]
-    print_rows(["compared with the truth", ""], rows, title="")
-    out.print("[green]all of it agrees[/]" if not verdict["problems"] else f"[red]{'; '.join(verdict['problems'])}[/]")
+    print_rows(["compared with the truth", ""], rows)
+    if not verdict["problems"]:  # else the error says them
+        out.print("\n[green]all of it agrees[/]")
 
 
 def _figure(value: float) -> str:
@@ -292,6 +327,8 @@ def scan(tables: Tables = None, as_json: AsJson = False) -> None:
     reports = [scan_table(opened, name) for name in (tables or list(opened.existing()))]
     if as_json:
         print_json([msgspec.to_builtins(r) for r in reports])
+    elif not reports:
+        out.print("The lake is empty: nothing to scan. Fill it: [bold]lakehouse demo[/]")
     else:
         print_rows(
             ["table", "passed", "failed"], [[r.table, r.passed, ", ".join(n for n, _ in r.failed) or "-"] for r in reports]
@@ -302,7 +339,7 @@ def scan(tables: Tables = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def rollback(
-    table: Annotated[str, typer.Argument(metavar="TABLE")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table, e.g. product.events.")],
     snapshot: Annotated[int, typer.Argument(metavar="SNAPSHOT", help="A snapshot of the table's history: lakehouse show TABLE.")],
     as_json: AsJson = False,
 ) -> None:
@@ -311,22 +348,26 @@ def rollback(
     if as_json:
         print_json({"table": table, "snapshot_id": snapshot, "positions": positions})
         return
-    out.print(f"{table} is at snapshot {snapshot} again, and goes on from {positions or 'the beginning'}")
+    out.print(f"{table} is at snapshot {snapshot} again, and goes on from its positions then:")
+    rows = [[f"{topic}", offset] for reached in positions.values() for topic, offset in reached.items()]
+    print_rows(["", ""], rows or [["the beginning", None]])
 
 
 @app.command()
 def clean(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
     """Remove all local state (LAKEHOUSE_HOME) of the embedded profile: the lake, the world, the services' files."""
-    settings = lake().settings
+    settings = load_settings()  # not the lake: a broken declaration must not keep anybody from starting over
     if settings.profile != "embedded":
         raise UsageError("clean removes the embedded profile's folder only")
-    home: Path = settings.home
+    home = settings.home
     if not home.exists():
-        out.print(f"{home} does not exist: nothing to remove")
+        out.print(f"{escape(str(home))} does not exist: nothing to remove", soft_wrap=True)
         return
-    if not (home / "lock").exists():
-        raise UsageError(f"{home} does not look like a lakehouse home (it has no lock file); remove it by hand")
+    if not any((home / name).is_file() for name in ("lock", "catalog.db", "run/starts")):
+        raise UsageError(f"{home} does not look like a lakehouse home (no lock, catalog.db or run/starts); remove it by hand")
+    if process := running_services(settings):
+        raise UsageError(f"the embedded services of {home} run (process {process}); stop them first")
     if yes or typer.confirm(f"Remove {home} and all that is in it?"):
         with only_one(settings):
             shutil.rmtree(home)
-        out.print(f"removed {home}")
+        out.print(f"removed {escape(str(home))}", soft_wrap=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from lakehouse.cli.app import AsJson, app, err, lake, out, print_json
+from lakehouse.cli.app import AsJson, app, counted, err, lake, out, print_json
 from lakehouse.errors import UsageError
 from lakehouse.render.dictionary import render_dictionary
 from lakehouse.render.snowflake import render_snowflake
@@ -26,8 +27,10 @@ class Rendering(StrEnum):
 
 @app.command()
 def render(
-    what: Annotated[Rendering, typer.Argument(help="What to render.")],
-    tables: Annotated[list[str] | None, typer.Argument(metavar="[TABLE]...", help="Tables (default: all).")] = None,
+    what: Annotated[
+        Rendering, typer.Argument(metavar="WHAT", help="snowflake (DDL), soda (contracts) or dictionary.", show_choices=False)
+    ],
+    tables: Annotated[list[str] | None, typer.Argument(metavar="TABLE", help="Tables (default: all).")] = None,
     to: Annotated[Path | None, typer.Option("--to", help="Write files into this folder instead of stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +50,7 @@ def render(
         for name, text in files.items():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             (to / name).write_text(text, "utf-8")
-        err.print(f"wrote {len(files)} files to {to}")
+        err.print(f"wrote {counted(len(files), 'file')} to {escape(str(to))}", soft_wrap=True)
         if as_json:
             print_json([str(to / name) for name in files])
     elif as_json:

@@ -19,7 +19,7 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 from lakehouse.declarations import Declaration, load_declarations
 from lakehouse.queries import bind_arrow, connect
 from lakehouse.settings import load_settings
-from lakehouse.transforms import Built, Inputs, Transform, load_transforms, upstream
+from lakehouse.transforms import Built, Inputs, Transform, load_transforms
 from tests.cases.stripe import raw_row
 
 HERE = Path(__file__).parent
@@ -53,7 +53,7 @@ def run_case(case: dict[str, Any], table: str, shuffle: int) -> tuple[pa.Table, 
 
     def build(name: str) -> Built:
         transform: Transform = transforms[name]
-        for source in upstream(declarations[name], transform):
+        for source in transform.inputs:
             if source not in given:
                 given[source] = build(source).rows
         with connect(settings) as connection:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, Run, history, open_lake
-from lakehouse.runner import run
+from lakehouse.rollback import rollback_table
+from lakehouse.runner import run, run_table
 from lakehouse.settings import Settings
 from tests.feed import feed_crm, feed_product, feed_stripe, rows
 
@@ -173,6 +175,83 @@ def test_running_again_changes_nothing(road: Lake) -> None:
     snapshots = {name: len(history(road.load(name))) for name in road.existing()}
     assert all(r.snapshot_id is None for r in run(road))
     assert {name: len(history(road.load(name))) for name in road.existing()} == snapshots
+
+
+def test_repair_is_not_lost_when_an_input_lags(road: Lake, tmp_path: Path) -> None:
+    """The timeline was built in part: what product.events then reads, and what it says it has read, must be the same."""
+    feed_product(road, {"event_id": "a"}, received=RECEIVED)
+    run(road)
+    feed_stripe(road, {"id": "evt_2", "at": "2026-01-05T00:00:00Z", "subscription": {"price": "pro"}})
+    feed_stripe(
+        road,
+        *(
+            {"id": f"evt_{n}", "at": f"2026-01-0{n}T00:00:00Z", "subscription": {"id": "sub_9", "customer": "cus_9"}}
+            for n in (5, 6, 7)
+        ),
+    )
+    ahead = ["billing.event_versions", "billing.subscription_history"]
+    run(road, ahead)
+    slow = open_lake(road.settings.model_copy(update={"batch_rows": 1}), Run("slow", "test"))
+    run_table(slow, "billing.plan_timeline")
+    run(road, ["product.events"])
+    run(road)
+    assert [r["plan"] for r in rows(road, "SELECT plan FROM product.events")] == ["pro"]
+
+
+def test_the_vector_of_a_table_describes_its_content(tmp_path: Path) -> None:
+    """An input that is ahead in one partition is read only as far as the positions say."""
+    lake = make(tmp_path / "cut")
+    feed_stripe(lake, {"id": "e1", "at": "2026-01-01T00:00:00Z"})
+    run(lake)
+    feed_stripe(lake, {"id": "e2", "at": "2026-01-02T00:00:00Z", "subscription": {"price": "pro"}})
+    feed_stripe(lake, {"id": "e3", "at": "2026-01-03T00:00:00Z", "subscription": {"price": "enterprise"}})
+    slow = open_lake(lake.settings.model_copy(update={"batch_rows": 1}), Run("slow", "test"))
+    run_table(slow, "billing.event_versions")
+    run(lake, ["billing.subscription_history"])
+    assert lake.vector("billing.subscription_history") == {("stripe", 0): 2}
+    found = rows(lake, "SELECT plan FROM billing.subscription_history ORDER BY valid_from")
+    assert [r["plan"] for r in found] == ["starter", "pro"]
+
+
+def test_billing_counts_the_first_receipt_whatever_the_order_of_batches(tmp_path: Path) -> None:
+    copies = [
+        {"id": "e1", "at": "2026-01-01T00:00:00Z", "received": "2026-01-01T00:00:05Z", "subscription": {"price": "starter"}},
+        {"id": "e1", "at": "2026-01-01T00:00:00Z", "received": "2026-01-01T00:00:09Z", "subscription": {"price": "pro"}},
+        {"id": "e0", "at": "2026-01-01T00:00:00Z", "subscription": {"id": "sub_2"}},
+    ]
+    answers = []
+    for number, order in enumerate([(0, 1, 2), (1, 0, 2), (2, 1, 0)]):
+        lake = make(tmp_path / f"first{number}")
+        for i in order:
+            feed_stripe(lake, copies[i])
+            run(lake)
+        joined = "billing.subscriptions s JOIN billing.event_versions v ON v.object_id = s.subscription_id"
+        answers.append(rows(lake, f"SELECT s.plan, v.recorded_at FROM {joined} ORDER BY ALL"))
+    assert answers[0] == answers[1] == answers[2]
+    assert len(answers[0]) == 2
+
+
+def test_a_crm_rolled_back_gives_no_offset_twice(road: Lake) -> None:
+    run(road)
+    kept = road.load("raw.crm_workspaces").current_snapshot()
+    assert kept is not None
+    feed_crm(road, ("ws_2", "cus_2", "2026-01-02T00:00:00Z", "2026-01-02T00:00:00Z"))
+    run(road)
+    rollback_table(road, "raw.crm_workspaces", kept.snapshot_id)
+    feed_crm(road, ("ws_3", "cus_3", "2026-01-03T00:00:00Z", "2026-01-03T00:00:00Z"))
+    run(road)
+    mapped = rows(road, "SELECT workspace_id FROM billing.workspace_customer_history ORDER BY workspace_id")
+    assert [r["workspace_id"] for r in mapped] == ["ws_1", "ws_2", "ws_3"]
+
+
+def test_dead_letters_cannot_be_rolled_back(road: Lake) -> None:
+    """No position would bring them back."""
+    feed_product(road, b"bad", received=RECEIVED)
+    run(road)
+    dead = road.load("ops.dead_letters").current_snapshot()
+    assert dead is not None
+    with pytest.raises(UsageError, match="no positions"):
+        rollback_table(road, "ops.dead_letters", dead.snapshot_id)
 
 
 def test_marts_read_a_consistent_cut(road: Lake) -> None:

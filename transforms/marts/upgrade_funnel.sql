@@ -1,8 +1,10 @@
 -- marts.upgrade_funnel: which features go before an upgrade. A customer-day is exposed to a feature at its first use that
--- day; it is upgraded if a higher plan began within the 7 days after that use. Days whose 7 days are not over are left out.
+-- day; it is upgraded if a higher plan than the last one in use began within the 7 days after that use (a trial of it counts,
+-- a subscription that was never paid does not). Days whose 7 days are not over are left out.
 WITH upgrades AS (
     SELECT account, customer_id, valid_from AS upgraded_at
     FROM billing.plan_timeline
+    WHERE billing_status IN ('active', 'trialing', 'past_due') AND plan_rank IS NOT NULL
     QUALIFY plan_rank > lag(plan_rank) OVER (PARTITION BY account, customer_id ORDER BY valid_from)
 ),
 complete AS (

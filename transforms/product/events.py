@@ -16,7 +16,7 @@ from pyiceberg.manifest import DataFile
 from lakehouse.asof import asof_join
 from lakehouse.commit import scope_of
 from lakehouse.dead_letters import write_dead_letters
-from lakehouse.predicates import all_of, at_least, one_of
+from lakehouse.predicates import all_of, at_least, at_most, one_of
 from lakehouse.queries import bind_sql, files_sql, path_for_duckdb
 from lakehouse.runner import Plan, Staged
 from lakehouse.staging import stage
@@ -42,7 +42,7 @@ REQUIRED = ("event_id", "event_name", "occurred_at")
 # An instant with its zone; anything else (no zone, an epoch number) is refused rather than guessed.
 INSTANT = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}(:?\d{2})?)$"
 
-# DESIGN section 6: normal up to 72 h late, accepted and flagged up to 30 days, else (or more than 10 min ahead) refused.
+# Normal up to 72 h late, accepted and flagged up to 30 days, else (or more than 10 min ahead) refused.
 LATE, TOO_LATE, TOO_EARLY = "INTERVAL 72 HOUR", "INTERVAL 30 DAY", "INTERVAL 10 MINUTE"
 
 ATTRIBUTED = ("attribution", "account", "customer_id", "subscription_id", "plan", "plan_rank", "price_id", "billing_status")
@@ -219,7 +219,14 @@ def _rewrites(
         where = all_of((at_least("occurred_at", min(dirty["since"])), one_of("workspace_id", dirty["workspace_id"].to_list())))
         files |= {path_for_duckdb(t.file.file_path): t.file for t in plan.table.scan(where, snapshot_id=plan.base).plan_files()}
     if not replaced.is_empty():
-        where = one_of("event_id", replaced["event_id"].to_list())
+        when = replaced["occurred_at"].to_list()  # where the known copies are: their days bound the files to look into
+        where = all_of(
+            (
+                one_of("event_id", replaced["event_id"].to_list()),
+                at_least("occurred_at", min(when)),
+                at_most("occurred_at", max(when)),
+            )
+        )
         files |= {path_for_duckdb(t.file.file_path): t.file for t in plan.table.scan(where, snapshot_id=plan.base).plan_files()}
     if not files:
         return (), None
