@@ -28,7 +28,7 @@ from simulator.events import Delivery
 from simulator.webhooks import WebhookSender
 from simulator.world import World
 
-BURST_SECONDS = 600
+BURST_SECONDS = 1800
 FLUSH_SECONDS = 60.0
 _HEADERS: list[tuple[str, str | bytes | None]] = [("content-type", b"application/json")]
 _CREATE_CRM = """
@@ -273,7 +273,7 @@ class Player:
 
 
 def bursts(deliveries: Sequence[Delivery], seed: int) -> Iterator[tuple[float, list[Delivery]]]:
-    """Deliveries (sorted by time) in groups of the same ten minutes, each with its clock and in shuffled order.
+    """Deliveries (sorted by time) in groups of the same half hour, each with its clock and in shuffled order.
 
     The clock is the group's last delivery, so that nothing is received before it was created.
     """
