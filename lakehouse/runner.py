@@ -8,12 +8,12 @@ transform serves the smallest batch and a full rebuild. Running a range again is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import duckdb
 import pyarrow as pa
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
@@ -281,13 +281,12 @@ def _insert(plan: Plan) -> Staged:
     rejected = write_dead_letters(plan.lake, plan.declared.table, built.rejected) if built.rejected is not None else 0
     rows = built.rows
     part = plan.declared.partition[0].column
-    known = live_files(plan, part, rows.column(part).to_pylist()) if rows.num_rows else []
+    known = live_files(plan, one_of(part, rows.column(part).to_pylist())) if rows.num_rows else []
     remove: list[DataFile] = []
-    content = rows
+    kept = None
     if known:
         rows, remove, kept = _first_copies(plan, rows, known)
-        content = rows if kept is None else pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])
-    files = stage(plan.table, plan.declared, content)
+    files = _stage_with(plan, rows, kept)
     new = _count(connection, quote(driver))
     return Staged(files, remove, scope_of([*files, *remove]), new_input_rows=new, rows=rows.num_rows, rejected=rejected)
 
@@ -312,19 +311,27 @@ def _first_copies(plan: Plan, rows: pa.Table, known: Sequence[DataFile]) -> tupl
     remove = [by_path[path] for (path,) in late]
     if not remove:
         return rows, [], None
+    return rows, remove, _other_rows(plan, remove, "(FROM __copies WHERE precedes)", key)
+
+
+def _other_rows(plan: Plan, files: Sequence[DataFile], keys: str, using: str) -> pa.Table:
+    """The rows of `files` that have none of the keys (a relation): what a rewrite of these files must keep."""
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
-    rest = files_sql(plan.table, (f.file_path for f in remove))
-    kept = connection.execute(
-        f"SELECT {columns} FROM {rest} ANTI JOIN (FROM __copies WHERE precedes) USING ({key})"
-    ).to_arrow_table()
-    return rows, remove, kept
+    held = files_sql(plan.table, (f.file_path for f in files))
+    return plan.connection.execute(f"SELECT {columns} FROM {held} ANTI JOIN {keys} USING ({using})").to_arrow_table()
 
 
-def live_files(plan: Plan, column: str, values: Collection[Any]) -> list[DataFile]:
-    """Files of the plan's base that may hold one of `values` in `column`, by partition and statistics."""
+def _stage_with(plan: Plan, rows: pa.Table, kept: pa.Table | None) -> list[DataFile]:
+    """Stage `rows` together with the rows kept of the files that they replace."""
+    content = rows if kept is None else pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])
+    return stage(plan.table, plan.declared, content)
+
+
+def live_files(plan: Plan, where: BooleanExpression) -> list[DataFile]:
+    """Files of the plan's base that may hold rows of which `where` is true, by partition and statistics."""
     if plan.base is None:
         return []
-    return [t.file for t in plan.table.scan(one_of(column, values), snapshot_id=plan.base).plan_files()]
+    return [t.file for t in plan.table.scan(where, snapshot_id=plan.base).plan_files()]
 
 
 def _count(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
@@ -347,8 +354,7 @@ def _merge(plan: Plan) -> Staged:
     rows = plan.transform.build(plan.inputs()).rows
     key_columns = list(build.by)
     remove, kept = touched_files(plan, "__keys", key_columns)
-    content = rows if kept is None else pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])
-    files = stage(plan.table, plan.declared, content)
+    files = _stage_with(plan, rows, kept)
     return Staged(files, remove, new_input_rows=new_rows, rows=rows.num_rows)
 
 
@@ -386,7 +392,7 @@ def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[li
     """The live files that hold any of the keys (a relation), and their rows of other keys, which a rewrite must keep."""
     part = plan.declared.partition[0].column
     values = plan.connection.execute(f'SELECT DISTINCT "{part}" FROM {keys}').to_arrow_table().column(0).to_pylist()
-    candidates = live_files(plan, part, values)
+    candidates = live_files(plan, one_of(part, values))
     if not candidates:
         return [], None
     using = ", ".join(f'"{c}"' for c in key_columns)
@@ -396,18 +402,14 @@ def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[li
     remove = [by_path[path] for (path,) in sorted(hit)]
     if not remove:
         return [], None
-    columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
-    kept = plan.connection.execute(
-        f"SELECT {columns} FROM {files_sql(plan.table, (f.file_path for f in remove))} ANTI JOIN {keys} USING ({using})"
-    ).to_arrow_table()
-    return remove, kept
+    return remove, _other_rows(plan, remove, keys, using)
 
 
 def _replace(plan: Plan) -> Staged:
     """Replace the whole content by what the transform makes of its inputs at the cut."""
     plan.bind(plan.transform.inputs)
     rows = plan.transform.build(plan.inputs()).rows
-    remove = [t.file for t in plan.table.scan(snapshot_id=plan.base).plan_files()] if plan.base else []
+    remove = live_files(plan, AlwaysTrue())
     return Staged(stage(plan.table, plan.declared, rows), remove, rows=rows.num_rows)
 
 

@@ -18,7 +18,7 @@ from lakehouse.commit import scope_of
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.predicates import all_of, at_least, at_most, one_of
 from lakehouse.queries import bind_sql, files_sql, path_for_duckdb
-from lakehouse.runner import Plan, Staged
+from lakehouse.runner import Plan, Staged, live_files
 from lakehouse.staging import stage
 
 INPUTS = (
@@ -214,10 +214,10 @@ def _rewrites(
     connection = plan.connection
     connection.register("__dirty", dirty.to_arrow())
     connection.register("__replaced", replaced.to_arrow())
-    files: dict[str, DataFile] = {}
+    found: list[DataFile] = []
     if not dirty.is_empty():
         where = all_of((at_least("occurred_at", min(dirty["since"])), one_of("workspace_id", dirty["workspace_id"].to_list())))
-        files |= {path_for_duckdb(t.file.file_path): t.file for t in plan.table.scan(where, snapshot_id=plan.base).plan_files()}
+        found += live_files(plan, where)
     if not replaced.is_empty():
         when = replaced["occurred_at"].to_list()  # where the known copies are: their days bound the files to look into
         where = all_of(
@@ -227,7 +227,8 @@ def _rewrites(
                 at_most("occurred_at", max(when)),
             )
         )
-        files |= {path_for_duckdb(t.file.file_path): t.file for t in plan.table.scan(where, snapshot_id=plan.base).plan_files()}
+        found += live_files(plan, where)
+    files = {path_for_duckdb(f.file_path): f for f in found}
     if not files:
         return (), None
     suspects = _frame(
