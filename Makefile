@@ -38,7 +38,7 @@ format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## time the whole road, three times
-	@$(BIN)/python -m benchmarks.road
+	@$(BIN)/lakehouse bench road
 
 mutants: $(STAMP) ## sabotage the pipeline one way at a time and see each caught
 	@$(BIN)/python -m tests.mutants

@@ -61,6 +61,19 @@ class Simulator(Protocol):
         """Compare what the lake holds with the truth of the world; see `lakehouse verify`."""
 
 
+class Benchmarks(Protocol):
+    """What `benchmarks.suite` offers."""
+
+    NAMES: Sequence[str]
+    """The benchmarks, by name."""
+
+    def describe(self) -> dict[str, str]:
+        """{name: what it measures}."""
+
+    def run(self, name: str, runs: int, scale: float, say: Callable[[str], None]) -> dict[str, Any]:
+        """Run one several times: {"benchmark": name, "median": {figure: ...}, "runs": [...]}."""
+
+
 def _load(name: str) -> Any:
     for entry in entry_points(group="lakehouse.parts", name=name):
         return entry.load()
@@ -75,3 +88,8 @@ def writers() -> Writers:
 def simulator() -> Simulator:
     """The simulator."""
     return cast(Simulator, _load("simulator"))
+
+
+def benchmarks() -> Benchmarks:
+    """The benchmarks."""
+    return cast(Benchmarks, _load("benchmarks"))

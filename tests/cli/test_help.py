@@ -10,7 +10,7 @@ import pytest
 import typer.main
 from command import SMALL, Ran, finish, start
 
-from lakehouse.cli import explore, operate, rendering  # noqa: F401 - they register their commands
+from lakehouse.cli import bench, explore, operate, rendering  # noqa: F401 - they register their commands
 from lakehouse.cli.app import app
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -25,6 +25,7 @@ JSON_EXAMPLES = {
     "run": ["product.events"],
     "verify": [],
     "scan": ["ops.dead_letters"],
+    "bench": [],
     "render": ["soda", "product.events"],
 }
 ELSEWHERE = {"ingest", "rollback"}  # with a broker in test_services.py; it changes the world, in test_operate.py
@@ -68,6 +69,10 @@ def test_the_command_alone_prints_help_that_lists_all(call: Callable[..., Ran]) 
 )
 def test_wrong_usage_is_told_with_the_way_out(call: Callable[..., Ran], arguments: list[str], said: str) -> None:
     call(*arguments, COLUMNS="200").failed(2, "Usage: ", said, " -h")
+
+
+def test_an_unknown_benchmark_is_told_the_closest(call: Callable[..., Ran]) -> None:
+    call("bench", "rod").failed(2, "no benchmark 'rod'; did you mean road?")
 
 
 def test_wrong_usage_of_the_real_command(tmp_path: Path) -> None:
