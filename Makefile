@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench mutants clean lock render
+.PHONY: help setup demo test check format bench mutants clean lock render kafka kafka-jars kafka-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,18 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP) ## play a company into the lake and compare with the truth (about a minute)
 	@$(BIN)/lakehouse demo
 
-test: $(STAMP) ## all tests
+test: $(STAMP) ## all tests (on Apache Kafka too, where Java is there and Maven reaches a repository)
+	@$(BIN)/python -m lakehouse.local.kafka --jars-only --fetch-seconds 90 || echo "going on without Apache Kafka" >&2
 	@$(BIN)/python -m pytest
+
+kafka: $(STAMP) ## run one node of Apache Kafka until Ctrl-C (PORT=9092 DIR=folder: keep its log); fetches it with Maven once
+	@$(BIN)/python -m lakehouse.local.kafka $(if $(PORT),--port $(PORT)) $(if $(DIR),--dir $(DIR))
+
+kafka-jars: $(STAMP) ## fetch Apache Kafka with Maven, and no more
+	@$(BIN)/python -m lakehouse.local.kafka --jars-only
+
+kafka-test: kafka-jars ## the tests that run on Apache Kafka, and no others
+	@$(BIN)/python -m pytest -m kafka
 
 check: $(STAMP) ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .

@@ -60,7 +60,7 @@ def ensure_topics(bootstrap_servers: str, topics: Mapping[str, int], *, timeout_
         Retryable: the broker does not answer, or does not list the topics in time.
         Terminal: the broker refuses to create a topic.
     """
-    admin = _admin(bootstrap_servers)
+    admin = admin_client(bootstrap_servers)
     deadline = time.monotonic() + timeout_seconds
     have = _partition_counts(admin, bootstrap_servers, timeout_seconds)
     # Replication -1 is the broker's own default: 1 on a laptop, what MSK is configured to in production.
@@ -83,7 +83,8 @@ def ensure_topics(bootstrap_servers: str, topics: Mapping[str, int], *, timeout_
     return {name: have[name] for name in topics}
 
 
-def _admin(bootstrap_servers: str) -> AdminClient:
+def admin_client(bootstrap_servers: str) -> AdminClient:
+    """A Kafka admin client that reports by exceptions alone."""
     # log_level 0: a refused connection is reported by our own error, not by librdkafka on stderr
     return AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.timeout.ms": 10_000})
 
@@ -124,8 +125,8 @@ def _broker_binary(state_dir: Path) -> Path:
     return copy
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the child runs between fork and exec so that the kernel kills it when we die, even by SIGKILL (Linux only).
+def die_with_parent() -> Callable[[], None] | None:
+    """`preexec_fn` of a child, run between fork and exec so that the kernel kills it when we die, even by SIGKILL (Linux only).
 
     Everything is looked up here, before the fork, because code after it must not wait for a lock another thread held.
     The kernel's "parent" is the *thread* that starts the broker: start it from one that lives as long as the broker.
@@ -198,7 +199,7 @@ class EmbeddedBroker:
         self._state_dir.mkdir(parents=True, exist_ok=True)
         binary = _broker_binary(self._state_dir)
         if self._asked_port:
-            _require_free(self._asked_port)
+            require_free(self._asked_port)
         self._port = self._asked_port or free_port()
         self._cluster_id = f"embedded-{uuid.uuid4().hex}"
         url = f"tcp://{HOST}:{self._port}"
@@ -214,7 +215,7 @@ class EmbeddedBroker:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 cwd=self._state_dir,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=die_with_parent(),
                 start_new_session=True,  # Ctrl-C goes to us first: we flush to the broker, then stop it
             )
         atexit.register(self.stop)
@@ -245,10 +246,10 @@ class EmbeddedBroker:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         admin: AdminClient | None = None
         while process.poll() is None and time.monotonic() < deadline:
-            if admin is None and not _accepts(self._port):  # librdkafka would back off for 100 ms and more
+            if admin is None and not accepts(self._port):  # librdkafka would back off for 100 ms and more
                 time.sleep(0.01)
                 continue
-            admin = admin or _admin(f"{HOST}:{self._port}")
+            admin = admin or admin_client(f"{HOST}:{self._port}")
             with contextlib.suppress(KafkaException):
                 answered = admin.list_topics(timeout=1.0).cluster_id
                 if answered == self._cluster_id:
@@ -264,13 +265,15 @@ class EmbeddedBroker:
         return self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip() or "(empty)"
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
+    """Whether anything listens on the loopback port."""
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=0.2):
         return True
     return False
 
 
-def _require_free(port: int) -> None:
+def require_free(port: int) -> None:
+    """UsageError if a broker could not listen on the loopback port."""
     with socket.socket() as probe:
         # As the broker does: a port whose last connections are in TIME_WAIT is free, one that is listened to is not.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -12,11 +12,12 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from lakehouse.broker import EmbeddedBroker, ensure_topics, free_port
+from lakehouse.broker import ensure_topics, free_port
 from lakehouse.errors import Fenced, Retryable, Terminal, UsageError
 from lakehouse.lake import Lake, Run, history, open_lake
 from lakehouse.services import Services
 from lakehouse.settings import Settings
+from tests.brokers import Broker
 from tests.feed import rows
 from writers.crm import ingest_crm
 from writers.jobs import ingest
@@ -27,38 +28,30 @@ RAW = "raw.product_events"
 TOPIC = "product.events.test"
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
-    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as running:
-        yield running
-
-
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
     return open_lake(Settings(home=tmp_path / "home", batch_rows=7), Run("test", "test"))
 
 
 @pytest.fixture
-def topic(broker: EmbeddedBroker, request: pytest.FixtureRequest) -> str:
-    name = f"{TOPIC}.{request.node.name}"
+def topic(broker: Broker, request: pytest.FixtureRequest) -> str:
+    name = f"{TOPIC}.{request.node.name.partition('[')[0]}"
     ensure_topics(broker.bootstrap_servers, {name: 3})
     return name
 
 
-def produce(
-    broker: EmbeddedBroker, topic: str, *records: tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]
-) -> None:
+def produce(broker: Broker, topic: str, *records: tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]) -> None:
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "acks": "all", "message.max.bytes": 4_000_000})
     for i, (key, value, headers) in enumerate(records):
         producer.produce(topic, value, key, partition=i % 3, headers=headers, timestamp=1_767_225_600_000 + i)
     assert producer.flush(10) == 0
 
 
-def bring(lake: Lake, broker: EmbeddedBroker, topic: str) -> int:
+def bring(lake: Lake, broker: Broker, topic: str) -> int:
     return sum(b.rows for b in ingest_topic(lake, RAW, topic, broker.bootstrap_servers, received_by_kafka))
 
 
-def test_records_are_stored_as_received(lake: Lake, broker: EmbeddedBroker, topic: str) -> None:
+def test_records_are_stored_as_received(lake: Lake, broker: Broker, topic: str) -> None:
     odd = [
         (b"k", b'{"a": 1}', [("h", b"v")]),
         (None, None, []),
@@ -75,7 +68,7 @@ def test_records_are_stored_as_received(lake: Lake, broker: EmbeddedBroker, topi
     assert [r["partition"] for r in found] == [0, 1, 2, 0, 1, 2]
 
 
-def test_batches_are_bounded_and_ingesting_again_adds_nothing(lake: Lake, broker: EmbeddedBroker, topic: str) -> None:
+def test_batches_are_bounded_and_ingesting_again_adds_nothing(lake: Lake, broker: Broker, topic: str) -> None:
     produce(broker, topic, *((b"k", b"%d" % i, []) for i in range(30)))
     assert bring(lake, broker, topic) == 30
     summaries = [s.summary.additional_properties for s in history(lake.load(RAW)) if s.summary]
@@ -88,7 +81,7 @@ def test_batches_are_bounded_and_ingesting_again_adds_nothing(lake: Lake, broker
     assert coordinates == [{"n": 31, "distinct_n": 31}]
 
 
-def test_two_writers_at_once_store_each_record_once(lake: Lake, broker: EmbeddedBroker, topic: str, tmp_path: Path) -> None:
+def test_two_writers_at_once_store_each_record_once(lake: Lake, broker: Broker, topic: str, tmp_path: Path) -> None:
     """Both read the same partitions: one commits, the other is fenced and drops its buffer. Nothing is lost or doubled."""
     produce(broker, topic, *((b"k", b"%d" % i, []) for i in range(60)))
     lake.open_for_write(RAW)
@@ -113,7 +106,7 @@ def test_two_writers_at_once_store_each_record_once(lake: Lake, broker: Embedded
     assert sorted(int(r["payload"]) for r in found) == list(range(60))
 
 
-def test_a_topic_created_again_is_noticed(lake: Lake, broker: EmbeddedBroker, topic: str) -> None:
+def test_a_topic_created_again_is_noticed(lake: Lake, broker: Broker, topic: str) -> None:
     produce(broker, topic, (b"k", b"1", []))
     bring(lake, broker, topic)
     admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
@@ -125,9 +118,13 @@ def test_a_topic_created_again_is_noticed(lake: Lake, broker: EmbeddedBroker, to
     assert rows(lake, f"SELECT count(*) AS n FROM {RAW}") == [{"n": 1}]
 
 
-def test_a_missing_topic_and_a_missing_broker(lake: Lake, broker: EmbeddedBroker) -> None:
+def test_a_missing_topic(lake: Lake, broker: Broker) -> None:
     with pytest.raises(Terminal, match=r"no topic 'nowhere'"):
         bring(lake, broker, "nowhere")
+    assert not lake.exists(RAW), "nothing half-written"
+
+
+def test_a_missing_broker(lake: Lake) -> None:
     with pytest.raises(Retryable, match="no Kafka broker answers"):
         ingest_topic(lake, RAW, "t", f"127.0.0.1:{free_port()}", received_by_kafka)
     assert not lake.exists(RAW), "nothing half-written"

@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from lakehouse.broker import EmbeddedBroker, ensure_topics, free_port
 from lakehouse.errors import UsageError
+from tests.brokers import Broker
 from writers.webhook_records import KafkaProduce
 from writers.webhooks import ReceiverServer, create_app
 
@@ -45,7 +46,7 @@ def signature(body: bytes, secret: str = "whsec_new", at: int = int(NOW)) -> dic
 class Receiver:
     """A running receiver and its broker, seen from outside."""
 
-    broker: EmbeddedBroker
+    broker: Broker
     url: str
     client: httpx.Client
 
@@ -79,7 +80,7 @@ def read_all(bootstrap: str) -> list[Message]:
 
 
 @contextlib.contextmanager
-def receiver(broker: EmbeddedBroker, delivery_timeout: float = 10.0, read_timeout: float = 10.0) -> Iterator[Receiver]:
+def receiver(broker: Broker, delivery_timeout: float = 10.0, read_timeout: float = 10.0) -> Iterator[Receiver]:
     ensure_topics(broker.bootstrap_servers, {TOPIC: 1})
     with KafkaProduce(broker.bootstrap_servers, TOPIC, delivery_timeout_seconds=delivery_timeout) as produce:
         app = create_app(
@@ -94,8 +95,8 @@ def receiver(broker: EmbeddedBroker, delivery_timeout: float = 10.0, read_timeou
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
-    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as broker, receiver(broker, read_timeout=1.0) as up:
+def running(broker: Broker) -> Iterator[Receiver]:
+    with receiver(broker, read_timeout=1.0) as up:
         yield up
 
 
