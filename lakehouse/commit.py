@@ -24,10 +24,10 @@ from typing import Literal
 
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.manifest import DataFile, ManifestEntryStatus, ManifestFile
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
-from pyiceberg.table.update import AssertTableUUID
+from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate
 from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.typedef import Record
 
@@ -176,7 +176,7 @@ def _attempt(table: Table, run: Run, change: Change) -> int:
         "lakehouse.inputs": json.dumps({k: str(v) for k, v in sorted(change.inputs.items())}),
         **{f"lakehouse.{k}": v for k, v in change.note.items()},
     }
-    transaction = table.transaction()
+    transaction = _OneSnapshot(table)
     operation, kind = (Operation.OVERWRITE, _MergingOverwrite) if change.remove else (Operation.APPEND, _MergeAppendFiles)
     producer = kind(operation, transaction, table.io, snapshot_properties=summary)
     for file in change.add:
@@ -187,12 +187,25 @@ def _attempt(table: Table, run: Run, change: Change) -> int:
     try:
         producer.commit()  # stages the snapshot in the transaction; sends nothing
         sequence = metadata.next_sequence_number()
-        transaction.set_properties(position_properties(change.consumer, change.reached, sequence, change.sources))
+        properties = position_properties(change.consumer, change.reached, sequence, change.sources)
         requirements = (*transaction._requirements, AssertTableUUID(uuid=metadata.table_uuid))
-        table._do_commit(updates=transaction._updates, requirements=requirements)
+        table._do_commit(updates=(*transaction._updates, SetPropertiesUpdate(updates=properties)), requirements=requirements)
     except Exception as error:
         raise _Attempted(snapshot_id) from error
     return snapshot_id
+
+
+class _OneSnapshot(Transaction):
+    """A transaction that stages one snapshot, and reads the table's metadata until then instead of copying it.
+
+    pyiceberg's own applies what is staged to a deep copy each time it is asked, 14 times a commit, though nothing is staged
+    yet: at 300 snapshots that is 80 % of a commit.
+    """
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        """The metadata with what is staged applied."""
+        return super().table_metadata if self._updates else self._table.metadata
 
 
 class _MergingOverwrite(_OverwriteFiles, _MergeAppendFiles):

@@ -20,12 +20,14 @@ from pyiceberg.io.pyarrow import _dataframe_to_data_files, schema_to_pyarrow
 from pyiceberg.manifest import DataFile, ManifestEntryStatus
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
+from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import AddSnapshotUpdate, AssertRefSnapshotId, SetPropertiesUpdate, SetSnapshotRefUpdate
 from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType, NestedField, TimestamptzType
 
+from lakehouse.commit import _OneSnapshot
 from lakehouse.lake import TABLE_PROPERTIES
 
 SCHEMA = Schema(NestedField(1, "offset", LongType(), required=False), NestedField(2, "at", TimestamptzType(), required=False))
@@ -164,6 +166,18 @@ def test_the_trap_an_overwrite_carries_manifests_of_removed_files_along(table: T
     snapshot = table.current_snapshot()
     assert snapshot is not None
     assert len(snapshot.manifests(table.io)) == 4  # one file is live
+
+
+def test_the_trap_a_transaction_copies_all_metadata_each_time_it_is_asked(table: Table) -> None:
+    """Why the commit path has a transaction of its own, which copies none while nothing is staged."""
+    library, ours = Transaction(table), _OneSnapshot(table)
+    assert library.table_metadata is not library.table_metadata
+    assert ours.table_metadata is table.metadata
+    producer = _MergeAppendFiles(Operation.APPEND, ours, table.io)
+    producer.append_data_file(staged(table, 1)[0])
+    producer.commit()
+    assert [s.snapshot_id for s in ours.table_metadata.snapshots] == [producer.snapshot_id]
+    assert table.metadata.snapshots == []
 
 
 def test_a_ref_can_be_set_together_with_properties(table: Table) -> None:
