@@ -1,17 +1,22 @@
 """Dead letters: a record that a transform cannot use is kept by its coordinates and reason, and holds nobody up.
 
-They commit before the data they were left out of, and again is harmless: the key is (consumer, coordinates).
+They commit before the data they were left out of, and again is harmless: the key is (consumer, coordinates). A letter is
+open until a replay finds that its transform can use the record now (lakehouse/replay.py); it is never removed.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import polars as pl
 import pyarrow as pa
+from pyiceberg.expressions import BooleanExpression
 
 from lakehouse.commit import Change, commit, scope_of
 from lakehouse.errors import Replan
 from lakehouse.lake import Lake
-from lakehouse.predicates import all_of, at_least, below, equal
+from lakehouse.predicates import all_of, at_least, at_most, below, equal
+from lakehouse.queries import connect, files_sql
 from lakehouse.staging import stage
 
 TABLE = "ops.dead_letters"
@@ -41,3 +46,71 @@ def write_dead_letters(lake: Lake, consumer: str, rejected: pa.Table) -> int:
             continue
         return new.height
     raise Replan(f"{TABLE}: other jobs wrote dead letters of the same days {MAX_PLANS} times; run it again")
+
+
+def open_letters(
+    lake: Lake, consumer: str, reason: str | None = None, since: datetime | None = None, until: datetime | None = None
+) -> pl.DataFrame:
+    """The letters of one consumer that no replay has resolved, received in [since, until); columns KEY, received_at, reason."""
+    columns = [*KEY, "received_at", "reason"]
+    if not lake.exists(TABLE):
+        return pl.DataFrame(schema=columns)
+    wanted = [equal("consumer", consumer)]
+    wanted += [equal("reason", reason)] if reason is not None else []
+    wanted += [at_least("received_at", since)] if since is not None else []
+    wanted += [below("received_at", until)] if until is not None else []
+    # the columns of a replay are added to an older table when it is opened for writing
+    found = lake.open_for_write(TABLE).scan(all_of(wanted), selected_fields=(*columns, "resolved_at")).to_arrow()
+    return pl.DataFrame(found).filter(pl.col("resolved_at").is_null()).select(columns)
+
+
+def settle(lake: Lake, consumer: str, replayed: pl.DataFrame, refused: pl.DataFrame, at: datetime) -> None:
+    """Write down what a replay found: letters of `replayed` (KEY without consumer) are resolved, those in `refused` stay open.
+
+    refused: with the reason and detail of today. One rewrite at base of the files that hold these letters; again changes nothing
+    that matters.
+    """
+    coordinates = KEY[1:]
+    found = replayed.select(coordinates).join(refused.select(*coordinates, "reason", "detail"), on=coordinates, how="left")
+    offsets = found["offset"].to_list()
+    held = all_of((equal("consumer", consumer), at_least("offset", min(offsets)), at_most("offset", max(offsets))))
+    for _ in range(MAX_PLANS):
+        try:
+            _settle_once(lake, consumer, found, held, at)
+        except Replan:  # another job wrote dead letters of the same days
+            continue
+        return
+    raise Replan(f"{TABLE}: other jobs wrote dead letters of the same days {MAX_PLANS} times; run it again")
+
+
+# Letters of the replay get today's answer, all others of the same files stay as they are.
+SETTLED = """
+SELECT
+    l.* EXCLUDE (filename) REPLACE (
+        coalesce(f.reason, l.reason) AS reason,
+        CASE WHEN f.reason IS NULL THEN l.detail ELSE f.detail END AS detail,
+        CASE WHEN f.topic IS NULL THEN l.replayed_at ELSE $at END AS replayed_at,
+        CASE WHEN f.topic IS NOT NULL AND f.reason IS NULL THEN coalesce(l.resolved_at, $at) ELSE l.resolved_at END AS resolved_at
+    )
+FROM {letters} AS l
+LEFT JOIN __found AS f
+    ON l.consumer = $consumer AND f.topic = l.topic AND f.partition = l.partition AND f."offset" = l."offset"
+"""
+
+
+def _settle_once(lake: Lake, consumer: str, found: pl.DataFrame, held: BooleanExpression, at: datetime) -> None:
+    table = lake.open_for_write(TABLE)
+    base = table.current_snapshot()
+    files = [t.file for t in table.scan(held).plan_files()]
+    if base is None or not files:
+        return
+    with connect(lake.settings) as connection:
+        connection.register("__found", found.to_arrow())
+        letters = files_sql(table, (f.file_path for f in files))
+        rows = connection.execute(SETTLED.format(letters=letters), {"at": at, "consumer": consumer}).to_arrow_table()
+    add = stage(table, lake.declaration(TABLE), rows)
+    commit(
+        table,
+        lake.run,
+        Change(TABLE, {}, {}, add=add, remove=files, rewrite=True, base=base.snapshot_id, scope=scope_of([*add, *files])),
+    )

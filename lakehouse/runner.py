@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -21,7 +22,7 @@ from lakehouse.checks import check_staged
 from lakehouse.commit import Change, Scope, commit, scope_of
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
-from lakehouse.errors import Replan, Retryable, UsageError
+from lakehouse.errors import Fenced, LakehouseError, Replan, Retryable, UsageError
 from lakehouse.lake import Lake, newest_within, snapshot_vector
 from lakehouse.positions import TopicPartition, Vector, vector_of
 from lakehouse.predicates import all_of, any_of, at_least, below, equal, one_of
@@ -30,6 +31,9 @@ from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs, Transform, load_transforms, upstream
 
 MAX_PLANS = 20
+GAP = 50_000  # offsets: coordinates further apart than this are looked for as two ranges
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ class Plan:
     pinned: dict[str, tuple[Table, int | None]]
     connection: duckdb.DuckDBPyConnection
     caught_up: bool
+    again: pa.Table | None = None
+    """Coordinates (topic, partition, offset) of raw records to take up again, below the positions (lakehouse/replay.py)."""
+    refused: list[pa.Table] = field(default_factory=list)
 
     def inputs(self) -> Inputs:
         """The inputs as the transform sees them."""
@@ -80,10 +87,25 @@ class Plan:
         return {name: snapshot for name, (_, snapshot) in self.pinned.items() if snapshot is not None}
 
     def new_rows_sql(self, name: str) -> str:
-        """Rows of an input whose coordinates lie between the positions expected and reached, as an SQL table expression."""
+        """Rows of an input whose coordinates lie between the positions expected and reached, as an SQL table expression.
+
+        In a replay, instead: its rows at the coordinates that are taken up again.
+        """
         table, snapshot = self.pinned[name]
+        if self.again is not None:
+            return coordinates_sql(self.connection, table, snapshot, self.again)
         ranges = {k: (self.expected.get(k, 0), end) for k, end in self.reached.items() if end > self.expected.get(k, 0)}
         return ranges_sql(table, snapshot, ranges)
+
+    def reject(self, refused: pa.Table | None) -> int:
+        """Keep the records that the transform cannot use as dead letters, before the rows; returns how many are new.
+
+        In a replay they have their letters already: what is said of them now is kept for the end of it.
+        """
+        if refused is None or self.again is None:
+            return write_dead_letters(self.lake, self.declared.table, refused) if refused is not None else 0
+        self.refused.append(refused)
+        return 0
 
     def new_rows(self, name: str, columns: str) -> pa.Table:
         """The same rows in memory; `columns` is an SQL select list."""
@@ -107,17 +129,39 @@ def ranges_sql(table: Table, snapshot: int | None, ranges: Mapping[TopicPartitio
 
     Iceberg's statistics choose the files, so the cost is that of the ranges and not of the table.
     """
+    return _spans_sql(table, snapshot, [(*key, *span) for key, span in sorted(ranges.items())])
+
+
+def coordinates_sql(connection: duckdb.DuckDBPyConnection, table: Table, snapshot: int | None, coordinates: pa.Table) -> str:
+    """Rows of a table that carries coordinates, at exactly these (columns topic, partition, offset), as SQL.
+
+    The relation `__coordinates` of the connection holds them. Only files that may hold one of them are read.
+    """
+    columns = ["topic", "partition", "offset"]
+    spans: list[tuple[str, int, int, int]] = []
+    for topic, partition, offset in sorted(zip(*(coordinates.column(c).to_pylist() for c in columns), strict=True)):
+        last = spans[-1] if spans else None
+        if last and last[:2] == (topic, partition) and offset - last[3] < GAP:
+            spans[-1] = (*last[:3], offset + 1)
+        else:
+            spans.append((topic, partition, offset, offset + 1))
+    connection.register("__coordinates", coordinates.select(columns))
+    return f'(SELECT * FROM {_spans_sql(table, snapshot, spans)} SEMI JOIN __coordinates USING (topic, partition, "offset"))'
+
+
+def _spans_sql(table: Table, snapshot: int | None, spans: Sequence[tuple[str, int, int, int]]) -> str:
+    """Rows whose coordinates lie in one of the half-open spans (topic, partition, from, to)."""
     wanted = any_of(
         all_of((equal("topic", topic), equal("partition", partition), at_least("offset", start), below("offset", end)))
-        for (topic, partition), (start, end) in sorted(ranges.items())
+        for topic, partition, start, end in spans
     )
-    files = [t.file.file_path for t in table.scan(wanted, snapshot_id=snapshot).plan_files()] if snapshot and ranges else []
+    files = [t.file.file_path for t in table.scan(wanted, snapshot_id=snapshot).plan_files()] if snapshot and spans else []
     if not files:
         empty = ", ".join(f'CAST(NULL AS {duckdb_type(f.field_type)}) AS "{f.name}"' for f in table.schema().fields)
         return f"(SELECT {empty} WHERE false)"
     inside = " OR ".join(
         f'(topic = {text(topic)} AND partition = {partition} AND "offset" >= {start} AND "offset" < {end})'
-        for (topic, partition), (start, end) in sorted(ranges.items())
+        for topic, partition, start, end in spans
     )
     columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)
     return f"(SELECT {columns} FROM {files_sql(table, files)} WHERE {inside})"
@@ -184,17 +228,40 @@ def run_table(lake: Lake, name: str, transforms: Mapping[str, Transform] | None 
     transforms = transforms or load_transforms(lake.settings.transforms_dir, lake.declarations)
     if name not in transforms:
         raise UsageError(f"{name} has no transform: writers fill it (lakehouse ingest)")
-    started = time.monotonic()
-    for attempt in range(MAX_PLANS):
+    return _planned_again(lambda: _run_once(lake, name, transforms)[0])
+
+
+def take_up_again(
+    lake: Lake, name: str, coordinates: pa.Table, transforms: Mapping[str, Transform]
+) -> tuple[Report, list[pa.Table]]:
+    """Let one table work on raw records that its positions have passed; they stay where they are.
+
+    coordinates: columns topic, partition, offset, of rows of its driver. Again is harmless: a row that is there stays.
+
+    Returns:
+        The report, and what the transform still refuses (columns topic, partition, offset, received_at, reason, detail).
+
+    Raises:
+        Retryable: an input is ahead of the others, so that its rows could not be seen; run them first.
+    """
+    return _planned_again(lambda: _run_once(lake, name, transforms, coordinates), (Replan, Fenced))
+
+
+def _planned_again(attempt: Callable[[], T], outdated: tuple[type[LakehouseError], ...] = (Replan,)) -> T:
+    """The attempt's result; it is made again while what it planned on was outdated before it could commit."""
+    for number in range(MAX_PLANS):
         try:
-            return _run_once(lake, name, transforms, started)
-        except Replan:
-            if attempt == MAX_PLANS - 1:
+            return attempt()
+        except outdated:
+            if number == MAX_PLANS - 1:
                 raise
     raise AssertionError("unreachable")
 
 
-def _run_once(lake: Lake, name: str, transforms: Mapping[str, Transform], started: float) -> Report:
+def _run_once(
+    lake: Lake, name: str, transforms: Mapping[str, Transform], again: pa.Table | None = None
+) -> tuple[Report, list[pa.Table]]:
+    started = time.monotonic()
     declared, transform = lake.declaration(name), transforms[name]
     cut, pinned = consistent_cut(lake, upstream(declared, transform), transforms)
     table = lake.open_for_write(name)
@@ -205,8 +272,11 @@ def _run_once(lake: Lake, name: str, transforms: Mapping[str, Transform], starte
     # a merge reads all versions of its keys and cannot stop halfway; what reads new rows alone takes them in slices
     slice_rows = sum(cut.values()) if declared.build.mode == "merge" else lake.settings.batch_rows
     reached, caught_up = bounded(expected, cut, topics, slice_rows)
-    if current is not None and all(expected.get(k, 0) >= v for k, v in reached.items()):
-        return Report(name, None, seconds=time.monotonic() - started)
+    if again is not None:
+        reached = dict(expected)
+        _refuse_unseen(name, pinned)
+    elif current is not None and all(expected.get(k, 0) >= v for k, v in reached.items()):
+        return Report(name, None, seconds=time.monotonic() - started), []
     reached = {k: max(v, expected.get(k, 0)) for k, v in reached.items()}
     with connect(lake.settings) as connection:
         plan = Plan(
@@ -220,6 +290,7 @@ def _run_once(lake: Lake, name: str, transforms: Mapping[str, Transform], starte
             pinned,
             connection,
             caught_up,
+            again,
         )
         staged = BUILDERS[declared.build.mode](plan)
         check_staged(connection, declared, staged.add)
@@ -238,7 +309,7 @@ def _run_once(lake: Lake, name: str, transforms: Mapping[str, Transform], starte
                 inputs=plan.snapshots(),
             ),
         )
-    return Report(
+    report = Report(
         name,
         done.snapshot_id,
         staged.new_input_rows,
@@ -249,6 +320,15 @@ def _run_once(lake: Lake, name: str, transforms: Mapping[str, Transform], starte
         time.monotonic() - started,
         caught_up,
     )
+    return report, plan.refused
+
+
+def _refuse_unseen(name: str, pinned: Mapping[str, tuple[Table, int | None]]) -> None:
+    """A replay needs its inputs as they are now: one pinned at an older snapshot may lack the rows that were just replayed."""
+    for source, (table, snapshot) in pinned.items():
+        current = table.current_snapshot()
+        if not source.startswith("raw.") and current is not None and current.snapshot_id != snapshot:
+            raise Retryable(f"{name}: its input {source} is ahead of the others; run those first: lakehouse run")
 
 
 def run(lake: Lake, names: Sequence[str] = (), on_report: Callable[[Report], None] | None = None) -> list[Report]:
@@ -278,7 +358,7 @@ def _insert(plan: Plan) -> Staged:
     bind_sql(connection, driver, plan.new_rows_sql(driver))
     plan.bind(n for n in plan.transform.inputs if n != driver)
     built = plan.transform.build(plan.inputs())
-    rejected = write_dead_letters(plan.lake, plan.declared.table, built.rejected) if built.rejected is not None else 0
+    rejected = plan.reject(built.rejected)
     rows = built.rows
     part = plan.declared.partition[0].column
     known = live_files(plan, one_of(part, rows.column(part).to_pylist())) if rows.num_rows else []

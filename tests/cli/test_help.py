@@ -10,7 +10,7 @@ import pytest
 import typer.main
 from command import SMALL, Ran, finish, start
 
-from lakehouse.cli import bench, explore, operate, rendering  # noqa: F401 - they register their commands
+from lakehouse.cli import bench, explore, operate, rendering, replay  # noqa: F401 - they register their commands
 from lakehouse.cli.app import app
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -26,6 +26,7 @@ JSON_EXAMPLES = {
     "verify": [],
     "scan": ["ops.dead_letters"],
     "bench": [],
+    "replay": ["product.events", "--dry-run"],
     "render": ["soda", "product.events"],
 }
 ELSEWHERE = {"ingest", "rollback"}  # with a broker in test_services.py; it changes the world, in test_operate.py

@@ -190,3 +190,15 @@ def test_numbers_for_people() -> None:
     ]
     assert [counted(n, "file") for n in (0, 1, 2_000)] == ["0 files", "1 file", "2,000 files"]
     assert json.dumps(size(10**18)) == '"1000000.0 TB"'
+
+
+def test_replay_tells_what_waits_and_what_is_still_refused(call: Callable[..., Ran], world: Path) -> None:
+    waiting = call("replay", "product.events", "--dry-run", "--json").fine().json["open"]
+    assert waiting
+    told = call("replay", "product.events", "--reason", "not_json").fine().out
+    assert f"{waiting['not_json']} letter" in told
+    assert "0 resolved" in told
+    assert "not_json" in told
+    assert "No open dead letters" in call("replay", "product.events", "--to", "2020-01-01").fine().out
+    assert call("replay", "product.events", "--dry-run", "--json").fine().json["open"] == waiting
+    call("replay", "billing.plan_timeline").failed(2, "takes no records from raw")

@@ -15,7 +15,6 @@ from pyiceberg.manifest import DataFile
 
 from lakehouse.asof import asof_join
 from lakehouse.commit import scope_of
-from lakehouse.dead_letters import write_dead_letters
 from lakehouse.predicates import all_of, at_least, at_most, one_of
 from lakehouse.queries import bind_sql, files_sql, path_for_duckdb
 from lakehouse.runner import Plan, Staged, live_files
@@ -151,7 +150,7 @@ def plan(plan: Plan) -> Staged:
     rejected = connection.execute(
         'SELECT topic, partition, "offset", received_at, reason, NULL::VARCHAR AS detail FROM parsed WHERE reason IS NOT NULL'
     ).to_arrow_table()
-    dead = write_dead_letters(plan.lake, plan.declared.table, rejected)
+    dead = plan.reject(rejected)
 
     workspaces = _frame(connection, "SELECT * FROM billing.workspace_customer_history")
     timeline = _frame(connection, "SELECT * FROM billing.plan_timeline")
