@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
 
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError, ValidationError
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.types import IcebergType, ListType, NestedField, StructType
 
+from lakehouse.catalogs import open_catalog
 from lakehouse.declarations import Declaration, get_table, load_declarations
 from lakehouse.errors import Retryable, Terminal, UsageError
 from lakehouse.positions import Vector, load_vector, refuse_rolled_back, vector_of
@@ -80,23 +79,7 @@ class Lake:
     @cached_property
     def catalog(self) -> Catalog:
         """The Iceberg catalog, connected on first use."""
-        settings = self.settings
-        if settings.profile == "aws":
-            if find_spec("boto3") is None:
-                raise UsageError("the profile 'aws' needs the Glue client, which is not installed: pip install boto3")
-            return load_catalog(
-                "lake",
-                type="glue",
-                warehouse=settings.iceberg_warehouse,
-                # botocore must not retry an UpdateTable whose response was lost: it would report a conflict with itself.
-                **{"glue.max-retries": "0"},
-            )
-        uri = settings.iceberg_catalog_uri
-        if not uri.startswith("sqlite:"):
-            return load_catalog("lake", type="rest", uri=uri, warehouse=settings.iceberg_warehouse)
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        # several processes commit to one SQLite file: wait for its lock instead of failing at once
-        return load_catalog("lake", type="sql", uri=f"{uri}?timeout=30", warehouse=settings.iceberg_warehouse)
+        return open_catalog(self.settings)
 
     def declaration(self, name: str) -> Declaration:
         """The declaration of a table; UsageError if there is none."""

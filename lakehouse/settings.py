@@ -32,10 +32,34 @@ class Settings(BaseSettings):
     catalog_dir: Path = Field(ROOT / "catalog", description="the table declarations")
     transforms_dir: Path = Field(ROOT / "transforms", description="the transforms")
 
-    catalog_uri: str | None = Field(None, description="Iceberg catalog URI; embedded: a SQLite file under `home`")
+    catalog_uri: str | None = Field(
+        None, description="Iceberg catalog: sqlite:///FILE, http(s)://... (REST) or glue: ; embedded: a SQLite file under `home`"
+    )
+    catalog_credential: SecretStr | None = Field(None, description="REST: OAuth2 client credentials, ID:SECRET")
+    catalog_token: SecretStr | None = Field(None, description="REST: a bearer token, where there are no client credentials")
+    catalog_scope: str | None = Field(None, description="REST: the OAuth2 scope to ask for")
+    catalog_oauth_uri: str | None = Field(None, description="REST: where tokens are given out, if not by the catalog itself")
+    catalog_timeout_seconds: float = Field(30.0, gt=0, description="how long an answer of the Iceberg catalog is waited for")
     warehouse: str | None = Field(None, description="where data files go; embedded: a folder under `home`")
 
+    s3_endpoint: str | None = Field(None, description="URL of an S3 API that is not AWS's own")
+    s3_region: str | None = Field(None, description="region of the bucket, and of Glue unless it has its own")
+    s3_access_key_id: str | None = Field(
+        None, description="for S3 and Glue; none: AWS's default chain (role, profile, environment)"
+    )
+    s3_secret_access_key: SecretStr | None = None
+    s3_session_token: SecretStr | None = None
+    s3_timeout_seconds: float = Field(30.0, gt=0, description="how long the object store may be silent")
+    glue_endpoint: str | None = Field(None, description="URL of a Glue API that is not AWS's own")
+    glue_region: str | None = Field(None, description="region of the Glue catalog, if not the bucket's")
+    glue_catalog_id: str | None = Field(None, description="the AWS account whose Glue catalog it is, if another")
+
     kafka_bootstrap: str | None = Field(None, description="host:port of the brokers; embedded: `lakehouse up` writes it")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "AWS_MSK_IAM"] | None = None
+    kafka_username: str | None = None
+    kafka_password: SecretStr | None = None
+    kafka_ca: Path | None = Field(None, description="CA certificates of the brokers (PEM), if not those of the system")
     product_topic: str = "product.events"
     stripe_topic: str = "stripe.webhooks"
     batch_rows: int = Field(50_000, ge=1, description="a micro-batch ends after this many records ...")
@@ -69,8 +93,17 @@ class Settings(BaseSettings):
     @field_validator("catalog_uri")
     @classmethod
     def _iceberg_catalog(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("sqlite:///", "http://", "https://")):
-            raise ValueError("the URI begins with sqlite:/// (a file) or with http:// or https:// (an Iceberg REST catalog)")
+        if value is not None and not value.startswith(("sqlite:///", "http://", "https://", "glue:")):
+            raise ValueError(
+                "the URI begins with sqlite:/// (a file), http:// or https:// (an Iceberg REST catalog), or is glue: (AWS Glue)"
+            )
+        return value
+
+    @field_validator("s3_endpoint", "glue_endpoint", "catalog_oauth_uri")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
         return value
 
     @field_validator("duckdb_memory")
@@ -114,7 +147,7 @@ class Settings(BaseSettings):
     @property
     def iceberg_catalog_uri(self) -> str:
         """The Iceberg catalog's URI, with the embedded default filled in."""
-        return self.catalog_uri or f"sqlite:///{self.home / 'catalog.db'}"
+        return self.catalog_uri or ("glue:" if self.profile == "aws" else f"sqlite:///{self.home / 'catalog.db'}")
 
     @property
     def iceberg_warehouse(self) -> str:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.local import LocalServices, local_services
 from lakehouse.settings import ROOT, Settings
 
 SLOW_IS_FINE = [HealthCheck.too_slow]  # a loaded machine is no failure
@@ -79,6 +80,13 @@ def _not_the_developers_environment() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAKEHOUSE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
+    """An object store with an Iceberg REST catalog, and Glue: started by the first test that wants them, for all that follow."""
+    with local_services(tmp_path_factory.mktemp("services")) as services:
+        yield services
 
 
 @pytest.fixture

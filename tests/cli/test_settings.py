@@ -60,6 +60,11 @@ def test_settings_says_what_is_set_and_hides_secrets(call: Callable[..., Ran], t
         "LAKEHOUSE_WEBHOOK_SECRETS": f'["{SECRET}"]',
         "LAKEHOUSE_CRM_URL": f"postgresql://reader:{SECRET}@crm:5432/crm",
         "LAKEHOUSE_CATALOG_URI": f"https://lake:{SECRET}@catalog/api",
+        "LAKEHOUSE_CATALOG_CREDENTIAL": f"client:{SECRET}",
+        "LAKEHOUSE_CATALOG_TOKEN": SECRET,
+        "LAKEHOUSE_S3_SECRET_ACCESS_KEY": SECRET,
+        "LAKEHOUSE_S3_SESSION_TOKEN": SECRET,
+        "LAKEHOUSE_KAFKA_PASSWORD": SECRET,
     }
     for how in ([], ["--json"]):
         ran = call("settings", *how, **secret).fine()

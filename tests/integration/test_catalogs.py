@@ -1,0 +1,124 @@
+"""The same lake on each Iceberg catalog, and what the local services must really do for a test on them to mean anything."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyiceberg.exceptions import CommitFailedException
+
+from lakehouse.broker import accepts
+from lakehouse.catalogs import open_catalog
+from lakehouse.lake import TABLE_PROPERTIES
+from lakehouse.local import KINDS, Kind, LocalServices, local_services
+from lakehouse.local.glue import GlueServer
+from lakehouse.settings import Settings, load_settings
+
+ROWS = pa.schema([("writer", pa.int64()), ("number", pa.int64())])
+WRITERS, APPENDS = 3, 6
+
+
+@pytest.fixture
+def settings_of(local: LocalServices, monkeypatch: pytest.MonkeyPatch) -> Callable[[Kind, str], Settings]:
+    """The settings of a lake on one of the catalogs, read from the environment as any process reads them."""
+
+    def read(kind: Kind, name: str) -> Settings:
+        for variable, value in local.environment(kind, name).items():
+            monkeypatch.setenv(variable, value)
+        return load_settings()
+
+    return read
+
+
+def append_at_once(settings: Settings) -> tuple[set[tuple[int, int]], list[tuple[int, int]]]:
+    """Writers append to one table, each giving way to none: (the rows whose commit was accepted, the rows that are there)."""
+    catalog = open_catalog(settings)
+    catalog.create_namespace("raw")
+    catalog.create_table("raw.contended", ROWS, properties=TABLE_PROPERTIES)
+    accepted: set[tuple[int, int]] = set()
+    start = threading.Barrier(WRITERS)
+
+    def write(writer: int) -> None:
+        own = open_catalog(settings)
+        start.wait()
+        for number in range(APPENDS):
+            while True:
+                try:
+                    own.load_table("raw.contended").append(pa.table({"writer": [writer], "number": [number]}, ROWS))
+                except CommitFailedException:
+                    continue
+                accepted.add((writer, number))
+                break
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    rows = catalog.load_table("raw.contended").scan().to_arrow().to_pylist()
+    return accepted, sorted((r["writer"], r["number"]) for r in rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_commits_at_once_none_is_lost(settings_of: Callable[[Kind, str], Settings], kind: Kind) -> None:
+    accepted, there = append_at_once(settings_of(kind, "contended"))
+    assert there == sorted(accepted) == [(w, n) for w in range(WRITERS) for n in range(APPENDS)]
+
+
+def test_the_trap_moto_as_it_comes_loses_commits(local: LocalServices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a fault test on it would prove nothing. If this fails, moto checks versions itself, and local/glue.py need not."""
+    with GlueServer(tmp_path / "stock", version_check=False) as stock:
+        for variable, value in (local.environment("glue", "stock") | {"LAKEHOUSE_GLUE_ENDPOINT": stock.endpoint}).items():
+            monkeypatch.setenv(variable, value)
+        accepted, there = append_at_once(load_settings())
+    assert len(accepted) == WRITERS * APPENDS
+    assert len(there) < len(accepted)
+
+
+def test_the_services_end_when_their_process_is_killed(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom pathlib import Path\nfrom lakehouse.local import local_services\n"
+            "with local_services(Path(sys.argv[1])) as s:\n"
+            "    print(s.store.s3_endpoint, s.glue.endpoint, flush=True)\n    time.sleep(60)",
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout
+    ports = [int(url.rsplit(":", 1)[1]) for url in holder.stdout.readline().split()]
+    assert all(accepts(port) for port in ports)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait(10)
+    deadline = time.monotonic() + 10
+    while any(accepts(port) for port in ports):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_store_keeps_its_objects_and_keys_over_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    for start in range(2):
+        with local_services(tmp_path, ("rest",)) as services:
+            environment = services.environment("rest", "kept")
+            for variable, value in environment.items():
+                monkeypatch.setenv(variable, value)
+            keys.append(environment["LAKEHOUSE_S3_SECRET_ACCESS_KEY"])
+            catalog = open_catalog(load_settings())
+            if start == 0:
+                catalog.create_namespace("raw")
+                catalog.create_table("raw.kept", ROWS).append(pa.table({"writer": [1], "number": [2]}, ROWS))
+            assert catalog.load_table("raw.kept").scan().to_arrow().to_pylist() == [{"writer": 1, "number": 2}]
+    assert keys[0] == keys[1]
+    assert (tmp_path / "seaweedfs" / "identities.json").stat().st_mode & 0o077 == 0
