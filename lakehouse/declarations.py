@@ -65,7 +65,8 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       replace  the whole content is replaced;
       custom   the transform plans its own files (product.events).
     driver: the input table whose new rows set off the work; by: {column of this table: column of the driver}.
-    first_by: (insert) of several copies of a key the lowest in these columns counts; else the one that is there.
+    first_by: (insert) of several copies of a key the lowest in these columns counts; else the one that is there. The first of
+      them is the time of receipt. conflict_on: a copy that contradicts the one that counts in these columns goes to dead letters.
     """
 
     mode: Literal["append", "insert", "merge", "replace", "custom"]
@@ -73,6 +74,7 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: dict[str, str] = {}
     where: str | None = None
     first_by: list[str] = []
+    conflict_on: list[str] = []
 
 
 class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -232,6 +234,7 @@ def _validate(path: Path, content: Any) -> Declaration:
         "partition": [p.column for p in declared.partition],
         "build.by": list(declared.build.by),
         "build.first_by": declared.build.first_by,
+        "build.conflict_on": declared.build.conflict_on,
     }.items():
         for column in used:
             if column not in names:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import duckdb
+import polars as pl
 import pyarrow as pa
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 from pyiceberg.manifest import DataFile
@@ -20,6 +21,7 @@ from pyiceberg.table import Table
 
 from lakehouse.checks import check_staged
 from lakehouse.commit import Change, Scope, commit, scope_of
+from lakehouse.copies import conflict_letters, first_copies
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Fenced, LakehouseError, Replan, Retryable, UsageError
@@ -379,19 +381,29 @@ def _first_copies(plan: Plan, rows: pa.Table, known: Sequence[DataFile]) -> tupl
     """
     connection, build = plan.connection, plan.declared.build
     key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
-    order = [", ".join(f'{side}."{c}"' for c in build.first_by) for side in ("n", "k")]
-    precedes = f"({order[0]}) < ({order[1]})" if build.first_by else "false"
     connection.register("__rows", rows)
     held = files_sql(plan.table, (f.file_path for f in known))
-    copies = f"SELECT {key}, k.filename, {precedes} AS precedes FROM __rows n JOIN {held} k USING ({key})"
-    connection.execute(f"CREATE TEMP TABLE __copies AS {copies}")
-    rows = connection.execute(f"SELECT * FROM __rows ANTI JOIN (FROM __copies WHERE NOT precedes) USING ({key})").to_arrow_table()
+    columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
+    there = pl.DataFrame(
+        connection.execute(f"SELECT {columns}, filename FROM {held} SEMI JOIN __rows USING ({key})").to_arrow_table()
+    )
+    if there.is_empty():
+        return rows, [], None
+    keys, new = plan.declared.primary_key, pl.DataFrame(conform(plan.table, rows))
+    copies = pl.concat([there, new.with_columns(pl.lit(None, pl.String).alias("filename"))], how="vertical_relaxed")
+    copies = copies.with_columns(pl.col("filename").is_null().alias("__new"))  # of equals the copy that is there counts
+    winners, conflicts = first_copies(copies, keys=keys, first_by=[*build.first_by, "__new"], content=build.conflict_on)
+    if not conflicts.is_empty():
+        write_dead_letters(plan.lake, plan.declared.table, conflict_letters(conflicts, build.first_by[0]))
+    insert = winners.filter("__new")
+    late = insert.join(there.select(*keys, pl.col("filename").alias("replaced")), on=keys)
+    rows = insert.drop("filename", "__new").to_arrow()
     by_path = {path_for_duckdb(f.file_path): f for f in known}
-    late = connection.execute("SELECT DISTINCT filename FROM __copies WHERE precedes ORDER BY filename").fetchall()
-    remove = [by_path[path] for (path,) in late]
+    remove = [by_path[path] for path in sorted(set(late["replaced"]))]
     if not remove:
         return rows, [], None
-    return rows, remove, _other_rows(plan, remove, "(FROM __copies WHERE precedes)", key)
+    connection.register("__late", late.select(keys).to_arrow())
+    return rows, remove, _other_rows(plan, remove, "__late", key)
 
 
 def _other_rows(plan: Plan, files: Sequence[DataFile], keys: str, using: str) -> pa.Table:

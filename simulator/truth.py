@@ -37,6 +37,10 @@ KNOWN_OBJECTS = (
     "refund",
     "dispute",
     "payment_intent",
+    "payment_method",
+    "invoice_payment",
+    "credit_note",
+    "plan",
 )
 RESOLVED, UNMAPPED, UNSUBSCRIBED = "resolved", "unmapped_workspace", "no_subscription"
 _MOMENT = pl.Datetime("us", "UTC")

@@ -15,7 +15,7 @@ Query = Callable[[str], pa.Table]
 ACCURACY_WANTED = 0.999
 
 EVENTS = "SELECT event_id, attribution, customer_id, subscription_id, plan, billing_status FROM product.events"
-VERSIONS = "SELECT event_id FROM billing.event_versions WHERE livemode"
+VERSIONS = "SELECT event_id FROM billing.event_versions WHERE livemode AND NOT nested"
 HISTORY = """
 SELECT subscription_id, customer_id, status, billing_status, price_id, plan, quantity, cancel_at_period_end,
        collection_paused, valid_from, valid_to

@@ -73,7 +73,7 @@ def event(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw_row(spec: dict[str, Any], offset: int) -> dict[str, Any]:
-    """A row of raw.stripe_events: an event in short, or `payload` as text."""
+    """A row of raw.stripe_events: an event in short, or `payload` as text; source, and `date` of the response."""
     payload = spec["payload"].encode() if "payload" in spec else json.dumps(event(spec)).encode()
     received = spec.get("received", spec.get("at", "2026-01-01T00:00:00Z"))
     return {
@@ -82,4 +82,6 @@ def raw_row(spec: dict[str, Any], offset: int) -> dict[str, Any]:
         "offset": offset,
         "payload": payload,
         "received_at": datetime.fromisoformat(received),
+        "source": spec.get("source", "webhook"),
+        "headers": [{"key": "date", "value": spec["date"].encode()}] if "date" in spec else [],
     }

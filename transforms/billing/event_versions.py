@@ -1,54 +1,107 @@
 """billing.event_versions: one typed, deduplicated row for each distinct Stripe event about an object we keep.
 
-The normaliser is data (catalog/reference/stripe_objects.yaml): for each object type its columns, and the paths at which
-each API version carries them. The same paths read `data.object` and `data.previous_attributes`, so that versions of
-different shapes can be compared.
+The normaliser is data (catalog/reference/stripe_objects.yaml) and the SQL made from it (transforms/stripe_shapes.py). What is
+here reads the envelope and judges it, row by row, so that one odd event holds up nobody.
 """
 
 from __future__ import annotations
 
+import polars as pl
 import pyarrow as pa
 
+from lakehouse.copies import conflict_letters, first_copies
+from lakehouse.payloads import payload_text
+from lakehouse.queries import text
 from lakehouse.transforms import Built, Inputs
+from transforms.stripe_shapes import nested_sql, normalise_sql, object_types, shapes
 
 INPUTS = ("raw.stripe_events",)
 
-PARSED = """
+KEY = ("account", "livemode", "event_id", "object_id")
+FIRST_BY = ("recorded_at", "topic", "partition", "offset")
+CONTENT = ("event_type", "object_type", "created_at", "state", "previous")
+"""What two deliveries of one event must agree in; delivery fields (`pending_webhooks`) are not among what is kept."""
+
+
+def _plan_item(at: str) -> str:
+    """SQL: `body` with, of several items at a path, only the one that sells a plan: that is the subscription's."""
+    chosen = f"""json_extract(body, '{at}.items.data[' || (coalesce(list_position(list_transform(
+            json_extract_string(body, '{at}.items.data[*].price.product'), lambda p: list_contains($plan_products, p)
+        ), true), 1) - 1) || ']')"""
+    steps = [f"'{step}', json_object(" for step in at.split(".")[1:]]
+    nested = f"json_object({''.join(steps)}'items', json_object('data', [{chosen}]){')' * len(steps)})"
+    return f"""CASE WHEN f[7] = 'subscription' AND json_array_length(body, '{at}.items.data') > 1
+        THEN CAST(json_merge_patch(body, {nested}) AS VARCHAR) ELSE body END"""
+
+
+# An object fetched from the API has no event around it: it is a version at the response's `Date`.
+PARSED = f"""
 CREATE OR REPLACE TEMP TABLE parsed AS
 WITH decoded AS (
-    SELECT topic, partition, "offset", received_at, try(decode(payload)) AS body FROM raw.stripe_events
+    SELECT
+        topic, partition, "offset", received_at, source, {payload_text()} AS body,
+        try(decode(list_filter(headers, lambda x: lower(x.key) = 'date')[-1].value)) AS date
+    FROM raw.stripe_events
 ),
 checked AS (
-    SELECT *, CASE WHEN json_valid(body) THEN json_type(body) = 'OBJECT' ELSE false END AS is_object FROM decoded
+    -- what is not a JSON object is no body
+    SELECT * REPLACE (CASE WHEN json_valid(body) THEN CASE WHEN json_type(body) = 'OBJECT' THEN body END END AS body) FROM decoded
+),
+enveloped AS (
+    SELECT
+        * REPLACE (CASE WHEN is_bare THEN CAST(json_object(
+            'id', 'snapshot_' || md5(concat_ws('/', body ->> '$.object', body ->> '$.id', epoch_ms(fetched_at) // 1000)),
+            'type', (body ->> '$.object') || '.snapshot',
+            'created', epoch_ms(fetched_at) // 1000,
+            'livemode', json_extract(body, '$.livemode'),
+            'data', json_object('object', json(body))
+        ) AS VARCHAR) ELSE body END AS body)
+    FROM (
+        SELECT
+            *,
+            coalesce(source = 'api_snapshot' AND (body ->> '$.object') <> 'event', false) AS is_bare,
+            coalesce(
+                TRY_CAST(date AS TIMESTAMPTZ),
+                try_strptime(regexp_replace(date, ' GMT$', ' +0000'), '%a, %d %b %Y %H:%M:%S %z'),
+                received_at
+            ) AS fetched_at
+        FROM checked
+    )
 ),
 fields AS (
-    SELECT *, json_extract_string(CASE WHEN is_object THEN body END, [
+    SELECT *, json_extract_string(body, [
         '$.id', '$.type', '$.created', '$.api_version', '$.account', '$.livemode', '$.data.object.object', '$.data.object.id'
-    ]) AS f FROM checked
+    ]) AS f FROM enveloped
+),
+chosen AS (
+    SELECT * REPLACE ({_plan_item("$.data.object")} AS body), body AS whole FROM fields
+),
+objects AS (
+    SELECT * REPLACE ({_plan_item("$.data.previous_attributes")} AS body), false AS nested FROM chosen
+    UNION ALL
+    SELECT * EXCLUDE (nested_type, inner_object) REPLACE (
+        CAST(json_object('data', json_object('object', inner_object)) AS VARCHAR) AS body,
+        CAST(json_object('data', json_object('object', inner_object)) AS VARCHAR) AS whole,
+        [f[1], f[2], f[3], f[4], f[5], f[6], nested_type, inner_object ->> '$.id'] AS f
+    ), true AS nested
+    FROM ({{nested}}) WHERE (inner_object ->> '$.id') IS NOT NULL
 )
 SELECT
-    topic, partition, "offset", received_at,
-    -- Of several items the one that sells a plan is the subscription's, and not an add-on that happens to come first.
-    CASE WHEN f[7] = 'subscription' AND json_array_length(body, '$.data.object.items.data') > 1
-        THEN CAST(json_merge_patch(body, json_object('data', json_object('object', json_object('items', json_object('data', [
-            json_extract(body, '$.data.object.items.data[' || (coalesce(list_position(list_transform(
-                json_extract_string(body, '$.data.object.items.data[*].price.product'),
-                lambda p: list_contains($plan_products, p)
-            ), true), 1) - 1) || ']')
-        ]))))) AS VARCHAR)
-        ELSE body END AS body,
+    topic, partition, "offset", received_at, source, nested, whole, body,
     f[1] AS event_id, f[2] AS event_type, try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) AS created_at, f[4] AS api_version,
-    coalesce(f[5], 'platform') AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode, f[7] AS object_type, f[8] AS object_id,
+    coalesce(f[5], 'platform') AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode,
+    coalesce({{kept_as}}[f[7]], f[7]) AS object_type, f[8] AS object_id,
     CASE
-        WHEN body IS NULL OR NOT is_object THEN 'not_json'
-        WHEN f[7] IN (SELECT unnest($known)) AND f[2] IS DISTINCT FROM 'invoice.upcoming'
-            AND (f[1] IS NULL OR f[2] IS NULL OR f[8] IS NULL
-                OR try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) IS NULL OR TRY_CAST(f[6] AS BOOLEAN) IS NULL)
+        WHEN body IS NULL THEN 'not_json'
+        -- a preview: by design it has no id, and nothing came to be
+        WHEN f[2] = 'invoice.upcoming' OR {{kept_as}}[f[7]] IS NULL THEN 'ignored'
+        WHEN f[1] IS NULL OR f[2] IS NULL OR f[8] IS NULL
+            OR try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) IS NULL OR TRY_CAST(f[6] AS BOOLEAN) IS NULL
             THEN 'incomplete_event'
         -- a clock that far ahead would put the event behind all others of its object for a long time
         WHEN try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) > received_at + INTERVAL 1 DAY THEN 'created_in_the_future'
     END AS reason
-FROM fields
+FROM objects
 """
 
 # What no table downstream could hold is judged row by row, so that one event does not hold up all the others.
@@ -64,93 +117,44 @@ SELECT
 FROM ({per_type})
 """
 
-# Repeats of an event inside the batch: the first receipt wins, whatever the order of the rows.
 VERSIONS = """
 SELECT
     account, livemode, event_id, event_type, object_type, object_id, state ->> '$.customer_id' AS customer_id, created_at,
-    api_version, deleted, rank, state, previous, received_at AS recorded_at, topic, partition, "offset"
+    api_version, source, nested, deleted, rank, state, previous, extra, received_at AS recorded_at, topic, partition, "offset"
 FROM normalised
 WHERE reason IS NULL
-QUALIFY row_number() OVER (
-    PARTITION BY account, livemode, event_id, object_id ORDER BY received_at, topic, partition, "offset"
-) = 1
 """
 
 REJECTED = """
 SELECT topic, partition, "offset", received_at, reason, coalesce(event_type, 'no event type') AS detail
 FROM (
-    SELECT topic, partition, "offset", received_at, reason, event_type FROM parsed
+    SELECT topic, partition, "offset", received_at, reason, event_type FROM parsed WHERE reason <> 'ignored' AND NOT nested
     UNION ALL
     SELECT topic, partition, "offset", received_at, reason, event_type FROM normalised
 )
 WHERE reason IS NOT NULL
 """
 
-PER_TYPE = """
-SELECT
-    * EXCLUDE (body, found, before),
-    -- customer.subscription.deleted is a change to canceled, not the end of the object's history
-    event_type LIKE '%.deleted' AND object_type <> 'subscription' AS deleted,
-    CASE WHEN event_type LIKE '%.created' THEN 0 WHEN event_type LIKE '%.deleted' THEN 2 ELSE 1 END AS rank,
-    '{{' || concat_ws(',', {state}) || '}}' AS state,
-    CASE WHEN said THEN '{{' || concat_ws(',', {previous}) || '}}' END AS previous
-FROM (
-    SELECT
-        *,
-        json_extract(body, [{object_paths}]) AS found,
-        json_extract(body, [{previous_paths}]) AS before,
-        json_extract(body, '$.data.previous_attributes') IS NOT NULL AS said
-    FROM parsed
-    -- invoice.upcoming is a preview: by design it has no id, and nothing came to be
-    WHERE object_type = '{object_type}' AND reason IS NULL AND event_type <> 'invoice.upcoming'
-)
-"""
-
-
-def _per_type(object_type: str, columns: dict[str, list[str]]) -> str:
-    """The SQL that normalises one object type: each column is the first of its paths that the payload carries.
-
-    A path whose parent is an explicit null is null too (`address: null` says that there is no country).
-    """
-    paths: dict[str, int] = {}
-    state: list[str] = []
-    previous: list[str] = []
-    for name, candidates in columns.items():
-        parents = [parent for path in candidates for parent in _parents(path)]
-        for path in (*candidates, *parents):
-            paths.setdefault(path, len(paths) + 1)
-        for entries, source in ((state, "found"), (previous, "before")):
-            value = ", ".join(f"{source}[{paths[p]}]" for p in candidates)
-            if parents:
-                value += "".join(
-                    f", CASE WHEN CAST({source}[{paths[p]}] AS VARCHAR) = 'null' THEN 'null'::JSON END" for p in parents
-                )
-            # concat_ws leaves NULLs out: a column that is not carried does not appear
-            entries.append(f"'\"{name}\":' || coalesce({value})")
-    return PER_TYPE.format(
-        object_type=object_type,
-        state=", ".join(state),
-        previous=", ".join(previous),
-        object_paths=", ".join(f"'$.data.object.{p}'" for p in paths),
-        previous_paths=", ".join(f"'$.data.previous_attributes.{p}'" for p in paths),
-    )
-
-
-def _parents(path: str) -> list[str]:
-    """`a.b[0].c` -> [`a`, `a.b[0]`]: the objects that a path goes through."""
-    steps = path.split(".")
-    return [".".join(steps[:n]) for n in range(1, len(steps))]
-
 
 def build(inputs: Inputs) -> Built:
-    """Normalise the new rows of raw.stripe_events; unknown object types are left out, broken ones rejected."""
-    objects: dict[str, dict[str, list[str]]] = inputs.reference("stripe_objects")
+    """Normalise the new rows of raw.stripe_events; unknown object types are left out, broken ones rejected.
+
+    Of several deliveries of an event the first receipt counts, whatever the order of the rows; one that says something else is
+    rejected as `conflicting_copy`.
+    """
+    reference = inputs.reference("stripe_objects")
     connection = inputs.connection
-    plans = [row["product_id"] for row in inputs.reference("plans")]
-    connection.execute(PARSED, {"known": list(objects), "plan_products": plans})
-    normalised = " UNION ALL ".join(_per_type(name, columns) for name, columns in objects.items())
+    kept_as = "MAP {" + ", ".join(f"{text(k)}: {text(v)}" for k, v in object_types(reference).items()) + "}"
+    connection.execute(
+        PARSED.format(nested=nested_sql(reference), kept_as=kept_as),
+        {"plan_products": [row["product_id"] for row in inputs.reference("plans")]},
+    )
+    per_type = " UNION ALL ".join(normalise_sql(name, spec) for name, spec in shapes(reference).items())
     statuses = [row["status"] for row in inputs.reference("statuses")]
-    connection.execute(NORMALISED.format(per_type=normalised), {"statuses": statuses})
-    rows = connection.execute(VERSIONS).to_arrow_table()
+    connection.execute(NORMALISED.format(per_type=per_type), {"statuses": statuses})
+    found = pl.DataFrame(connection.execute(VERSIONS).to_arrow_table())
     rejected: pa.Table = connection.execute(REJECTED).to_arrow_table()
-    return Built(rows, rejected)
+    rows, conflicts = first_copies(found, keys=KEY, first_by=FIRST_BY, content=CONTENT)
+    return Built(
+        rows.to_arrow(), pa.concat_tables([rejected, conflict_letters(conflicts, "recorded_at")], promote_options="permissive")
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import polars as pl
 import pyarrow as pa
 
 from lakehouse.transforms import Inputs
@@ -15,7 +14,7 @@ def build(inputs: Inputs) -> pa.Table:
     """One row a subscription, canceled ones included."""
     latest = subscription_states(inputs).group_by("account", "subscription_id", maintain_order=True).last()
     return (
-        latest.with_columns(pl.col("created_at").alias("updated_at"))
-        .drop("created_at", "sequence", "deleted", "recorded_at", "pause_collection", "plan_rank")
+        latest.rename({"created_at": "updated_at", "created": "created_at"})
+        .drop("sequence", "deleted", "recorded_at", "pause_collection", "plan_rank")
         .to_arrow()
     )

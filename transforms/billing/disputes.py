@@ -1,0 +1,15 @@
+"""billing.disputes: the last state of each dispute, in event order."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from lakehouse.transforms import Inputs
+from transforms.versions import latest
+
+INPUTS = ("billing.event_versions",)
+
+
+def build(inputs: Inputs) -> pa.Table:
+    """One row a dispute."""
+    return latest(inputs, "dispute", "dispute_id").to_arrow()
