@@ -6,6 +6,8 @@ A request that only reads is tried again by the client. One that changes a table
 
 from __future__ import annotations
 
+import threading
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -117,30 +119,38 @@ class _CommitsOnce:
         return getattr(self._once if name == "update_table" else self._patient, name)
 
 
+_session_lock = threading.Lock()  # a session may not make two clients at once
+
+
+@cache
+def _session() -> Any:
+    """The one AWS session of this process: a new one reads the description of Glue again, which takes 0.2 s."""
+    import boto3
+
+    return boto3.Session()
+
+
 def _glue(settings: Settings) -> Catalog:
     if find_spec("boto3") is None:
         raise UsageError("the Glue client is not installed; run: pip install 'streamforge-lakehouse[aws]'")
-    import boto3
     from botocore.config import Config
     from pyiceberg.catalog.glue import GlueCatalog
 
-    session = boto3.Session(
-        region_name=settings.glue_region or settings.s3_region,
-        aws_access_key_id=settings.s3_access_key_id,
-        aws_secret_access_key=_revealed(settings.s3_secret_access_key),
-        aws_session_token=_revealed(settings.s3_session_token),
-    )
-
     def client(attempts: int) -> Any:
-        made = session.client(
-            "glue",
-            endpoint_url=settings.glue_endpoint,
-            config=Config(
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=settings.catalog_timeout_seconds,
-                retries={"mode": "standard", "total_max_attempts": attempts},
-            ),
-        )
+        with _session_lock:
+            made = _session().client(
+                "glue",
+                region_name=settings.glue_region or settings.s3_region,
+                aws_access_key_id=settings.s3_access_key_id,
+                aws_secret_access_key=_revealed(settings.s3_secret_access_key),
+                aws_session_token=_revealed(settings.s3_session_token),
+                endpoint_url=settings.glue_endpoint,
+                config=Config(
+                    connect_timeout=CONNECT_SECONDS,
+                    read_timeout=settings.catalog_timeout_seconds,
+                    retries={"mode": "standard", "total_max_attempts": attempts},
+                ),
+            )
         if settings.glue_catalog_id:
             made.meta.events.register("provide-client-params.glue", _with_catalog_id(settings.glue_catalog_id))
         return made

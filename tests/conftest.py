@@ -90,14 +90,20 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
 
 
 @pytest.fixture
-def reopen(tmp_path: Path) -> Callable[[str], Lake]:
-    """Open the small lake as another process would: with its own Iceberg catalog client and its own run id."""
-    declared = tmp_path / "catalog"
+def declared(tmp_path: Path) -> Path:
+    """A folder with the declarations of the small lake."""
+    folder = tmp_path / "catalog"
     real = (ROOT / "catalog" / "ops" / "dead_letters.yaml").read_text("utf-8")
     shared = (ROOT / "catalog" / "columns.yaml").read_text("utf-8")
     for place, text in (DECLARATIONS | {"ops/dead_letters.yaml": real, "columns.yaml": shared}).items():
-        (declared / place).parent.mkdir(parents=True, exist_ok=True)
-        (declared / place).write_text(text, "utf-8")
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(text, "utf-8")
+    return folder
+
+
+@pytest.fixture
+def reopen(tmp_path: Path, declared: Path) -> Callable[[str], Lake]:
+    """Open the small lake as another process would: with its own Iceberg catalog client and its own run id."""
 
     def open_again(run_id: str) -> Lake:
         return open_lake(Settings(home=tmp_path / "home", catalog_dir=declared), Run(run_id, "test"))

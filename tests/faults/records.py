@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow.fs import FileSelector
 from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.io import load_file_io
+from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from lakehouse.commit import Change, Committed, commit, scope_of
 from lakehouse.lake import Lake
 from lakehouse.positions import vector_of
+from lakehouse.settings import PREFIX, Settings
 from lakehouse.staging import stage
+from tests.proxy import Answer, FaultProxy, Request
 
 RAW, THINGS, TOPIC = "raw.records", "billing.things", "events"
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
@@ -88,27 +94,100 @@ def position(lake: Lake, partition: int = 0) -> int:
     return vector_of(lake.load(RAW).metadata, RAW).get((TOPIC, partition), 0)
 
 
-def on_disk(lake: Lake, pattern: str = "**/*.parquet") -> set[Path]:
-    """The files of the warehouse that match."""
-    return set(Path(lake.settings.iceberg_warehouse.removeprefix("file://")).glob(pattern))
+def stored(lake: Lake, suffix: str = ".parquet") -> set[str]:
+    """The files under the warehouse with this suffix, by their Iceberg paths."""
+    root = lake.settings.iceberg_warehouse
+    scheme, _, place = root.partition("://")
+    io = load_file_io(lake.catalog.properties, root)
+    assert isinstance(io, PyArrowFileIO)
+    found = io.fs_by_scheme(scheme, place.split("/")[0]).get_file_info(FileSelector(place, recursive=True, allow_not_found=True))
+    return {f"{scheme}://{f.path}" for f in found if f.path.endswith(suffix)}
+
+
+def settings_of(environment: Mapping[str, str], **more: Any) -> Settings:
+    """The settings that a process with these LAKEHOUSE_* variables has."""
+    return Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in environment.items()}, **more)
 
 
 Fault = Callable[[Callable[[], Any]], Any]
-"""Given `send` (the real commit_table, ready to go), do something else as well, or instead."""
+"""Given `send` (the real commit, ready to go), do something else as well, or instead."""
 
 
 class Wire:
-    """Between the commit path and the real catalog: each fault in the queue meets one commit_table, the others pass."""
+    """Between the commit path and the real catalog: each fault in the queue meets one commit, the others pass."""
 
-    def __init__(self, catalog: Catalog, patch: pytest.MonkeyPatch) -> None:
-        self.real = catalog.commit_table
+    def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.sent = 0
-        patch.setattr(catalog, "commit_table", self)
+        self.down = False
+        self.refused_while_down = 0
 
-    def __call__(self, *args: Any) -> Any:
+    def carry(self, send: Callable[[], Any]) -> Any:
+        """One commit on its way."""
         self.sent += 1
-        return self.faults.pop(0)(lambda: self.real(*args)) if self.faults else self.real(*args)
+        return self.faults.pop(0)(send) if self.faults else send()
+
+
+class CallWire(Wire):
+    """In front of a catalog without a network: its `commit_table` and, while it is down, `load_table`."""
+
+    def __init__(self, catalog: Catalog, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        commit, load = catalog.commit_table, catalog.load_table
+        patch.setattr(catalog, "commit_table", lambda *args: self.carry(lambda: commit(*args)))
+        patch.setattr(catalog, "load_table", lambda identifier: self._unless_down(lambda: load(identifier)))
+
+    def _unless_down(self, act: Callable[[], Any]) -> Any:
+        if self.down:
+            self.refused_while_down += 1
+            raise ConnectionError("no route to host")
+        return act()
+
+
+REFUSALS = {
+    "rest": Answer(409, b'{"error": {"message": "made up", "type": "CommitFailedException", "code": 409}}'),
+    "glue": Answer(
+        400,
+        b'{"__type": "ConcurrentModificationException", "message": "made up"}',
+        (("Content-Type", "application/x-amz-json-1.1"), ("x-amzn-errortype", "ConcurrentModificationException")),
+    ),
+}
+
+
+class HttpWire(Wire):
+    """A proxy in front of a catalog: a fault that raises costs the client its answer, and CommitFailedException is a refusal."""
+
+    def __init__(self, proxy: FaultProxy, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+        proxy.rule = self._rule
+
+    def _rule(self, request: Request, send: Callable[[], Answer]) -> Answer:
+        if self.down:
+            self.refused_while_down += 1
+            raise ConnectionError("no route to host")
+        if not self.is_commit(request):
+            return send()
+        refused: list[Answer] = []
+
+        def send_or_raise() -> Answer:
+            answer = send()
+            if answer.status == 409 or b"ConcurrentModificationException" in answer.body:
+                refused.append(answer)
+                raise CommitFailedException("refused")
+            return answer
+
+        try:
+            answer: Answer = self.carry(send_or_raise)
+        except CommitFailedException:
+            return refused[-1] if refused else REFUSALS[self._kind]
+        return answer
+
+    def is_commit(self, request: Request) -> bool:
+        """Whether the request is the one that publishes."""
+        if self._kind == "glue":
+            return request.headers.get("x-amz-target", "").endswith("UpdateTable")
+        return request.method == "POST" and re.search(r"/tables/[^/]+$", request.path) is not None
 
 
 def lost_before(_send: Callable[[], Any]) -> Any:

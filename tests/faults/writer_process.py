@@ -5,29 +5,33 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from records import RAW, TOPIC, append_change
+from records import RAW, TOPIC, append_change, settings_of
 
 from lakehouse.commit import commit
 from lakehouse.errors import Fenced
-from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.lake import Run, open_lake
 from lakehouse.positions import vector_of
-from lakehouse.settings import Settings
 
 
-def open_small_lake(folder: Path, run_id: str) -> Lake:
-    """The lake of tests/conftest.py, opened by this process."""
-    return open_lake(Settings(home=folder / "home", catalog_dir=folder / "catalog"), Run(run_id, "test"))
+@dataclass(frozen=True)
+class Place:
+    """Where a process finds the lake: its LAKEHOUSE_* variables, and the declarations."""
+
+    environment: Mapping[str, str]
+    declared: Path
 
 
-def write_until(folder: Path, run_id: str, partition: int, end: int, batch: int, die_at_call: int | None = None) -> None:
+def write_until(place: Place, run_id: str, partition: int, end: int, batch: int, die_at_call: int | None = None) -> None:
     """Append batches from the table's position on until it stands at `end`; a writer that is fenced starts again from there.
 
     die_at_call: SIGKILL at the so-manieth call of a Python or C function, counted from the first batch on.
     """
-    lake = open_small_lake(folder, run_id)
+    lake = open_lake(settings_of(place.environment, catalog_dir=place.declared), Run(run_id, "test"))
     table = lake.open_for_write(RAW)
     if die_at_call is not None:
         _die_at(die_at_call)
