@@ -31,6 +31,7 @@ from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate
 from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.typedef import Record
 
+from lakehouse import failpoints
 from lakehouse.errors import CommitUnresolved, Fenced, Replan, Terminal
 from lakehouse.lake import Run
 from lakehouse.positions import (
@@ -148,6 +149,7 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
                 unknown += 1
                 log.warning("%s: outcome of a commit unknown (%s), looking it up", name, type(last_error).__name__)
             continue
+        failpoints.hit("commit.done")
         return Committed(attempted[-1], conflicts, unknown)
     raise CommitUnresolved(
         f"{name}: no commit in {MAX_ATTEMPTS} attempts ({conflicts} conflicts, {unknown} unknown outcomes; last: "
@@ -185,11 +187,14 @@ def _attempt(table: Table, run: Run, change: Change) -> int:
         producer.delete_data_file(file)
     snapshot_id = producer.snapshot_id
     try:
+        failpoints.hit("commit.checked")
         producer.commit()  # stages the snapshot in the transaction; sends nothing
         sequence = metadata.next_sequence_number()
         properties = position_properties(change.consumer, change.reached, sequence, change.sources)
         requirements = (*transaction._requirements, AssertTableUUID(uuid=metadata.table_uuid))
+        failpoints.hit("commit.ready")
         table._do_commit(updates=(*transaction._updates, SetPropertiesUpdate(updates=properties)), requirements=requirements)
+        failpoints.hit("commit.answered")
     except Exception as error:
         raise _Attempted(snapshot_id) from error
     return snapshot_id
