@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench mutants clean lock render kafka kafka-jars kafka-test chaos
+.PHONY: help setup demo test check format bench mutants clean lock render kafka kafka-jars kafka-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,10 +46,6 @@ check: $(STAMP) ## format, lint, types, import rules
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
-
-chaos: $(STAMP) kafka-jars ## rounds of faults on three catalogs (ROUNDS=3 SEED=1 CATALOG=sqlite,rest,glue; replay one: ONLY=17)
-	@$(BIN)/python -m tests.chaos --folder .chaos/last --report .chaos/report.json \
-	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(CATALOG),--catalog $(CATALOG)) $(if $(ONLY),--only $(ONLY))
 
 bench: $(STAMP) ## time the whole road, three times
 	@$(BIN)/lakehouse bench road

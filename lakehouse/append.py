@@ -15,17 +15,26 @@ from lakehouse.staging import stage
 
 
 def append_rows(
-    lake: Lake, name: str, rows: pa.Table, expected: Vector, reached: Vector, sources: Mapping[str, str] | None = None
+    lake: Lake,
+    name: str,
+    rows: pa.Table,
+    expected: Vector,
+    reached: Vector,
+    sources: Mapping[str, str] | None = None,
+    properties: Mapping[str, str] | None = None,
 ) -> Committed:
     """Commit `rows` to a raw table together with the positions that its writer reached; again is refused, not repeated.
 
     expected: the positions the writer read when it began. sources: the origin of each topic (see `Position.source`).
+    properties: see `Change`.
 
     Raises:
         Fenced, RolledBack, ChecksFailed, CommitUnresolved: see lakehouse.errors; nothing was published.
     """
     declared, table = lake.declaration(name), lake.open_for_write(name)
     files = stage(table, declared, rows)
-    with connect(lake.settings) as connection:
-        check_staged(connection, declared, files)
-    return commit(table, lake.run, Change(name, expected, reached, add=files, sources=sources or {}))
+    if files:
+        with connect(lake.settings) as connection:
+            check_staged(connection, declared, files)
+    change = Change(name, expected, reached, add=files, sources=sources or {}, properties=properties or {})
+    return commit(table, lake.run, change)

@@ -26,6 +26,8 @@ class Writers(Protocol):
 
     SOURCES: Sequence[str]
     """The raw tables that writers fill."""
+    CRM_SOURCES: Sequence[str]
+    """Those of them that are read from the CRM."""
 
     def ingest(
         self,
@@ -37,8 +39,8 @@ class Writers(Protocol):
     ) -> list[Any]:
         """Bring every source (or those named) up to date; returns the batches committed."""
 
-    def ingest_crm(self, lake: Lake, url: str, seen_at: datetime | None = None) -> Any:
-        """Poll the CRM once."""
+    def ingest_crm(self, lake: Lake, url: str, seen_at: datetime | None = None) -> list[Any]:
+        """Poll the CRM's tables once; returns the batches committed."""
 
     def receiver(self, settings: Settings, services: Services, clock: Callable[[], float]) -> AbstractContextManager[str]:
         """Run the webhook receiver while the context is open; gives the URL to post to."""

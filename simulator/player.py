@@ -26,6 +26,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from simulator.chance import generator
 from simulator.events import Delivery
 from simulator.webhooks import WebhookSender
+from simulator.workspaces import CrmChange, MembershipChange
 from simulator.world import World
 
 BURST_SECONDS = 1800
@@ -38,10 +39,23 @@ CREATE TABLE IF NOT EXISTS workspaces (
   effective_at TEXT,
   updated_at TEXT,
   deleted INTEGER NOT NULL DEFAULT 0
-)"""
-_WRITE_CRM = """
+);
+CREATE TABLE IF NOT EXISTS memberships (
+  user_id TEXT,
+  workspace_id TEXT,
+  role TEXT,
+  effective_at TEXT,
+  updated_at TEXT,
+  deleted INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (user_id, workspace_id)
+);"""
+_WRITE_WORKSPACE = """
 INSERT INTO workspaces (workspace_id, stripe_customer_id, effective_at, updated_at, deleted) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (workspace_id) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id,
+  effective_at = excluded.effective_at, updated_at = excluded.updated_at, deleted = excluded.deleted"""
+_WRITE_MEMBERSHIP = """
+INSERT INTO memberships (user_id, workspace_id, role, effective_at, updated_at, deleted) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (user_id, workspace_id) DO UPDATE SET role = excluded.role,
   effective_at = excluded.effective_at, updated_at = excluded.updated_at, deleted = excluded.deleted"""
 
 Progress = Callable[[str, int, int], None]
@@ -108,11 +122,12 @@ class Player:
         self._failures: list[str] = []
         self._delivery_times = [delivery.deliver_at for delivery in world.stripe_deliveries]
         self._change_times = [change.visible_at for change in world.crm_changes]
+        self._membership_times = [change.visible_at for change in world.membership_changes]
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = self._read_journal()
         self._write_journal()
         with closing(self._crm()) as crm, crm:
-            crm.execute(_CREATE_CRM)
+            crm.executescript(_CREATE_CRM)
 
     def __enter__(self) -> Player:
         return self
@@ -214,14 +229,13 @@ class Player:
 
     def _write_crm(self, round_: Round) -> int:
         changes = self._world.crm_changes[_between(self._change_times, round_.start, round_.end)]
-        rows = [
-            (c.workspace_id, c.stripe_customer_id, c.effective_at.isoformat(), c.visible_at.isoformat(), int(c.deleted))
-            for c in changes
-        ]
+        members = self._world.membership_changes[_between(self._membership_times, round_.start, round_.end)]
         with closing(self._crm()) as crm, crm:
-            crm.executemany(_WRITE_CRM, rows)
-        self._progress("crm", len(rows), len(rows))
-        return len(rows)
+            crm.executemany(_WRITE_WORKSPACE, [(c.workspace_id, c.stripe_customer_id, *_row_state(c)) for c in changes])
+            crm.executemany(_WRITE_MEMBERSHIP, [(c.user_id, c.workspace_id, c.role, *_row_state(c)) for c in members])
+        written = len(changes) + len(members)
+        self._progress("crm", written, written)
+        return written
 
     def _produce(self, round_: Round) -> int:
         producer = self._kafka()
@@ -282,6 +296,11 @@ def bursts(deliveries: Sequence[Delivery], seed: int) -> Iterator[tuple[float, l
         clock = burst[-1].deliver_at
         generator(seed, f"burst/{window}").shuffle(burst)
         yield clock, burst
+
+
+def _row_state(change: CrmChange | MembershipChange) -> tuple[str, str, int]:
+    """effective_at, updated_at, deleted: a row is written when it becomes visible."""
+    return change.effective_at.isoformat(), change.visible_at.isoformat(), int(change.deleted)
 
 
 def _between(times: Sequence[Any], start: Any, end: Any) -> slice:

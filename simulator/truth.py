@@ -187,6 +187,7 @@ def counts(world: World) -> dict[str, Any]:
         },
         "crm": {
             "changes": len(world.crm_changes),
+            "membership_changes": len(world.membership_changes),
             "workspaces": len(world.workspaces),
             "unmapped": sum(not w.mapped for w in world.workspaces),
             "moves": sum(len(w.owners) - 1 for w in world.workspaces),

@@ -1,4 +1,4 @@
-"""Workspaces and the CRM's knowledge of whose they are: entered late, sometimes moved, sometimes never entered."""
+"""Workspaces and the CRM's knowledge of whose they are and who is in them: late, sometimes moved, never entered."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ HOUR, DAY = 3_600, 86_400
 ENTERED_LATE = 0.15
 # A poller that reads the present state once a day (or each round of the demo) must see every change.
 BETWEEN_CHANGES = 5 * DAY
+GUESTS = 0.02  # of the users of another workspace's customer
 
 
 @dataclass(slots=True)
@@ -35,6 +36,18 @@ class CrmChange:
     visible_at: datetime
     workspace_id: str
     stripe_customer_id: str
+    effective_at: datetime
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipChange:
+    """A row of the CRM's `memberships` as it becomes visible. `effective_at`: since when it holds (or ended)."""
+
+    visible_at: datetime
+    user_id: str
+    workspace_id: str
+    role: str
     effective_at: datetime
     deleted: bool = False
 
@@ -98,3 +111,33 @@ def _close(rng: Random, workspace: Workspace, horizon: int) -> CrmChange:
     workspace.closed = at
     workspace.entered = _moment(at) + timedelta(seconds=rng.randint(2, 300))
     return CrmChange(workspace.entered, workspace.id, workspace.owners[-1][1], _moment(at), deleted=True)
+
+
+def make_memberships(
+    rng: Random, workspaces: Sequence[Workspace], members: Sequence[Sequence[str]], horizon: int
+) -> list[MembershipChange]:
+    """The changes of who belongs to which workspace, sorted by when they become visible.
+
+    members: user ids of each workspace; they belong to it from its creation to its closing. A few are guests of a second one
+    for some days, in which the user alone does not tell the workspace.
+    """
+    changes = []
+    for workspace, users in zip(workspaces, members, strict=True):
+        for number, user in enumerate(users):
+            role = "owner" if number == 0 else "admin" if number < 3 else "member"
+            changes.append(_membership(rng, user, workspace.id, role, workspace.created))
+            if workspace.closed is not None:
+                changes.append(_membership(rng, user, workspace.id, role, workspace.closed, deleted=True))
+    everyone = [(user, home) for home, users in enumerate(members) for user in users]
+    for user, home in rng.sample(everyone, max(1, round(len(everyone) * GUESTS))):
+        host = workspaces[(home + 1) % len(workspaces)]
+        earliest = max(host.created, workspaces[home].created) + BETWEEN_CHANGES
+        if host.id != workspaces[home].id and earliest + BETWEEN_CHANGES + DAY < min(host.closed or horizon, horizon):
+            begin = rng.randint(earliest, min(host.closed or horizon, horizon) - BETWEEN_CHANGES - 1)
+            changes.append(_membership(rng, user, host.id, "guest", begin))
+            changes.append(_membership(rng, user, host.id, "guest", begin + BETWEEN_CHANGES, deleted=True))
+    return sorted(changes, key=lambda change: (change.visible_at, change.user_id, change.workspace_id))
+
+
+def _membership(rng: Random, user: str, workspace: str, role: str, at: int, *, deleted: bool = False) -> MembershipChange:
+    return MembershipChange(_moment(at + rng.randint(2, 300)), user, workspace, role, _moment(at), deleted)

@@ -19,7 +19,7 @@ from simulator.shapes import render_customer, render_price, render_product
 from simulator.state import Customer, CustomerState, Subscription, SubscriptionState
 from simulator.timeline import PlanInterval, StateInterval, plan_timeline, subscription_history
 from simulator.usage import make_usage
-from simulator.workspaces import CrmChange, Workspace, make_workspaces
+from simulator.workspaces import CrmChange, MembershipChange, Workspace, make_memberships, make_workspaces
 
 HOUR, DAY = 3_600, 86_400
 TAIL_DAYS = 4  # late deliveries are over by then
@@ -57,7 +57,7 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class World:
-    """A world: what is sent (`stripe_deliveries`, `crm_changes`, `product_records`) and what is true (the rest).
+    """A world: what is sent (deliveries, the changes of the CRM, `product_records`) and what is true (the rest).
 
     `start`, `end`: UTC; `end` includes the tail of late deliveries. `stripe_events` are in true order.
     `histories`: by subscription id; `timelines`: by Stripe customer id.
@@ -68,6 +68,7 @@ class World:
     end: datetime
     stripe_deliveries: list[Delivery]
     crm_changes: list[CrmChange]
+    membership_changes: list[MembershipChange]
     product_records: ProductRecords
     stripe_events: list[StripeEvent]
     workspaces: list[Workspace]
@@ -94,9 +95,11 @@ def build_world(config: WorldConfig) -> World:
     workspaces, changes = make_workspaces(generator(config.seed, "workspaces"), customers, horizon)
     usage = make_usage(config.seed, workspaces, timelines, start=start, days=config.days, events=config.product_events)
     records = ProductRecords(usage, [workspace.id for workspace in workspaces], config.seed)
+    memberships = make_memberships(generator(config.seed, "memberships"), workspaces, records.members(), horizon)
     return World(
-        config, config.start.astimezone(UTC), end, deliveries, changes, records, events, workspaces, histories, timelines
-    )
+        config, config.start.astimezone(UTC), end, deliveries, changes, memberships, records, events, workspaces, histories,
+        timelines,
+    )  # fmt: skip
 
 
 def _truth(lives: list[Life]) -> tuple[dict[str, list[StateInterval]], dict[str, list[PlanInterval]]]:

@@ -11,6 +11,7 @@ from lakehouse.lake import Lake
 from lakehouse.queries import connect
 from lakehouse.services import Services
 from lakehouse.settings import Settings
+from writers.crm import TABLES as CRM_SOURCES
 from writers.crm import ingest_crm
 from writers.kafka import Batch, received_by_kafka
 from writers.kafka import ingest as ingest_topic
@@ -18,9 +19,9 @@ from writers.stripe import with_envelope
 from writers.webhook_records import KafkaProduce
 from writers.webhooks import WEBHOOK_PATH, ReceiverServer, create_app
 
-__all__ = ["SOURCES", "ingest", "ingest_crm", "receiver"]
+__all__ = ["CRM_SOURCES", "SOURCES", "ingest", "ingest_crm", "receiver"]
 
-SOURCES = ("raw.stripe_events", "raw.crm_workspaces", "raw.product_events")
+SOURCES = ("raw.stripe_events", *CRM_SOURCES, "raw.product_events")
 
 
 def ingest(
@@ -47,10 +48,10 @@ def ingest(
         elif name == "raw.product_events":
             batches += ingest_topic(lake, name, services.product_topic, services.bootstrap, received_by_kafka, on_batch)
         else:
-            batch = ingest_crm(lake, services.crm_url, seen_at)
-            batches.append(batch)
-            if on_batch:
-                on_batch(batch)
+            for batch in ingest_crm(lake, services.crm_url, seen_at, [name]):
+                batches.append(batch)
+                if on_batch:
+                    on_batch(batch)
     return batches
 
 

@@ -219,7 +219,7 @@ def ingest(tables: Tables = None, as_json: AsJson = False) -> None:
     opened = lake()
     services = find_services(opened.settings)
     if not tables and _no_crm(opened.settings):
-        tables = [name for name in parts.writers().SOURCES if name != "raw.crm_workspaces"]
+        tables = [name for name in parts.writers().SOURCES if name not in parts.writers().CRM_SOURCES]
         err.print("no CRM yet (lakehouse demo makes one, or set LAKEHOUSE_CRM_URL): left out", soft_wrap=True)
     rows = 0
     with telling() as say:

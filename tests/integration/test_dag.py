@@ -176,6 +176,8 @@ def fill(services: Services) -> None:
     with sqlite3.connect(path) as crm:
         crm.execute("CREATE TABLE workspaces (workspace_id, stripe_customer_id, effective_at, updated_at, deleted)")
         crm.execute("INSERT INTO workspaces VALUES ('ws_1', 'cus_1', '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z', 0)")
+        crm.execute("CREATE TABLE memberships (user_id, workspace_id, role, effective_at, updated_at, deleted)")
+        crm.execute("INSERT INTO memberships VALUES ('u', 'ws_1', NULL, '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z', 0)")
 
 
 # Then a second run, in which one source fails for good (its topic is not there: Terminal) and one can be tried again
@@ -232,6 +234,7 @@ def test_what_a_person_must_mend_fails_at_once_and_the_rest_is_tried_again(runs:
     (_, second), _ = runs
     tasks = second["tasks"]
     assert tasks["ingest.raw.stripe_events"] == ["failed", 1]  # Terminal
+    assert tasks["ingest.raw.crm_memberships"] == ["failed", 4]
     assert tasks["ingest.raw.crm_workspaces"] == ["failed", 4]  # Retryable: once, and three times again
     assert tasks["ingest.raw.product_events"] == ["success", 1]
     assert {state for name, (state, _) in tasks.items() if not name.startswith("ingest.")} == {"upstream_failed"}

@@ -1,10 +1,8 @@
-"""Writers against a real broker and a real CRM database: every record as received, once; what cannot go on stops and says so."""
+"""The Kafka writer against a real broker: every record as received, once; what cannot go on stops and says so."""
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from lakehouse.services import Services
 from lakehouse.settings import Settings
 from tests.brokers import Broker
 from tests.feed import rows
-from writers.crm import ingest_crm
 from writers.jobs import ingest
 from writers.kafka import ingest as ingest_topic
 from writers.kafka import received_by_kafka
@@ -133,49 +130,3 @@ def test_a_missing_broker(lake: Lake) -> None:
 def test_only_sources_can_be_ingested(lake: Lake) -> None:
     with pytest.raises(UsageError, match=r"product\.events.*sources: raw\.stripe_events"):
         ingest(lake, Services("127.0.0.1:1", "t", "s", "sqlite://"), ["product.events"])
-
-
-CRM = """
-CREATE TABLE workspaces (
-    workspace_id TEXT PRIMARY KEY, stripe_customer_id TEXT, effective_at TEXT, updated_at TEXT, deleted INTEGER
-)
-"""
-
-
-@pytest.fixture
-def crm(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    with sqlite3.connect(tmp_path / "crm.db", isolation_level=None) as connection:
-        connection.execute(CRM)
-        yield connection
-
-
-def poll(lake: Lake, tmp_path: Path, day: int) -> int:
-    return ingest_crm(lake, f"sqlite:///{tmp_path}/crm.db", datetime(2026, 1, day, tzinfo=UTC)).rows
-
-
-def test_every_version_of_a_crm_row_is_kept_and_deletions_are_noticed(
-    lake: Lake, crm: sqlite3.Connection, tmp_path: Path
-) -> None:
-    put = "INSERT OR REPLACE INTO workspaces VALUES (?, ?, ?, ?, 0)"
-    crm.execute(put, ("ws_1", "cus_1", "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"))
-    crm.execute(put, ("ws_2", None, "2026-01-01T00:00:00+02:00", "2026-01-01T00:00:01Z"))
-    assert poll(lake, tmp_path, 2) == 2
-    assert poll(lake, tmp_path, 3) == 0
-    crm.execute(put, ("ws_1", "cus_2", "2026-01-03T00:00:00Z", "2026-01-03T12:00:00Z"))
-    crm.execute("DELETE FROM workspaces WHERE workspace_id = 'ws_2'")
-    assert poll(lake, tmp_path, 4) == 2
-    assert poll(lake, tmp_path, 5) == 0
-    found = rows(lake, 'SELECT "offset", workspace_id, customer_id, deleted FROM raw.crm_workspaces ORDER BY "offset"')
-    assert [tuple(r.values()) for r in found[:2]] == [(0, "ws_1", "cus_1", False), (1, "ws_2", None, False)]
-    assert sorted(tuple(r.values())[1:] for r in found[2:]) == [("ws_1", "cus_2", False), ("ws_2", None, True)]
-
-
-def test_a_crm_that_is_wrong_or_away(lake: Lake, crm: sqlite3.Connection, tmp_path: Path) -> None:
-    crm.execute("INSERT INTO workspaces VALUES ('ws', 'cus', '2026-01-01T00:00:00', '2026-01-01T00:00:00Z', 0)")
-    with pytest.raises(Terminal, match=r"workspaces\.effective_at.*without a zone"):
-        poll(lake, tmp_path, 2)
-    with pytest.raises(Terminal, match="no table 'workspaces'"):
-        ingest_crm(lake, f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(Retryable, match="does not answer"):
-        ingest_crm(lake, f"sqlite:///{tmp_path}/no/such/folder/crm.db")
-    assert not lake.exists("raw.crm_workspaces") or not lake.load("raw.crm_workspaces").metadata.snapshots

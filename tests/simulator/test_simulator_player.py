@@ -125,7 +125,7 @@ def test_all_rounds_together_send_the_world_once(small, receiver, tmp_path):
     assert sorted(e for _, e in receiver.taken) == sorted(d.event_id for d in small.stripe_deliveries)
     assert receiver.connections <= 8
     assert sum(r.posted for r in reports) == sum(r.accepted for r in reports) == len(small.stripe_deliveries)
-    assert sum(r.crm_changes for r in reports) == len(small.crm_changes)
+    assert sum(r.crm_changes for r in reports) == len(small.crm_changes) + len(small.membership_changes)
     assert sum(r.produced for r in reports) == len(topic.records) == len(small.product_records)
     assert [r[0] for r in topic.records] == small.product_records.received_at.to_list()
     assert {what for what, _, _ in told} == {"stripe", "crm", "product"}
@@ -145,7 +145,8 @@ def test_the_crm_holds_the_present_state_only(world, receiver, tmp_path):
     with make_player(world, tmp_path, receiver, Topic()) as player:
         written = sum(player._write_crm(each) for each in player.rounds(10))
     last = {change.workspace_id: change for change in world.crm_changes}
-    assert written == len(world.crm_changes) > len(last)
+    assert written == len(world.crm_changes) + len(world.membership_changes)
+    assert len(world.crm_changes) > len(last)
     with sqlite3.connect(tmp_path / "crm.db") as crm:
         rows = crm.execute(
             "SELECT workspace_id, stripe_customer_id, effective_at, updated_at, deleted FROM workspaces"
@@ -154,6 +155,12 @@ def test_the_crm_holds_the_present_state_only(world, receiver, tmp_path):
         w: (c.stripe_customer_id, c.effective_at.isoformat(), c.visible_at.isoformat(), int(c.deleted)) for w, c in last.items()
     }
     assert all(row[3].endswith("+00:00") for row in rows)
+    holding = {(c.user_id, c.workspace_id): c for c in world.membership_changes}
+    with sqlite3.connect(tmp_path / "crm.db") as crm:
+        found = crm.execute("SELECT user_id, workspace_id, role, updated_at, deleted FROM memberships").fetchall()
+    assert {row[:2]: row[2:] for row in found} == {
+        key: (c.role, c.visible_at.isoformat(), int(c.deleted)) for key, c in holding.items()
+    }
 
 
 def test_a_new_player_goes_on_behind_the_last_confirmed_round(small, receiver, tmp_path):

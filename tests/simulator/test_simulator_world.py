@@ -28,7 +28,7 @@ def digest(world: World) -> str:
     seen = hashlib.sha256()
     for delivery in world.stripe_deliveries:
         seen.update(repr((delivery.deliver_at, delivery.event_id)).encode() + delivery.body)
-    seen.update(repr(world.crm_changes).encode())
+    seen.update(repr((world.crm_changes, world.membership_changes)).encode())
     for table in world.product_records.slices():
         for name in ("received_at", "key", "payload"):
             seen.update(repr(pl.from_arrow(table)[name].to_list()).encode())
@@ -280,3 +280,26 @@ def test_the_crm_learns_late_and_never_twice_within_days(world):
     assert any(c.deleted for c in changes)
     assert {w.id for w in world.workspaces if w.mapped} == set(by_workspace)
     assert sum(not w.mapped for w in world.workspaces) >= 2
+
+
+def test_every_user_belongs_to_the_workspace_it_works_in_and_a_few_are_guests_of_another(world):
+    """So that the workspace of an event can be told from its user, except while that one is a guest elsewhere."""
+    changes = world.membership_changes
+    assert changes == sorted(changes, key=lambda c: (c.visible_at, c.user_id, c.workspace_id))
+    assert all(c.effective_at < c.visible_at < world.end for c in changes)
+    created = {w.id: w.created for w in world.workspaces}
+    home = {c.user_id: c.workspace_id for c in changes if not c.deleted and c.role != "guest"}
+    assert all(c.effective_at.timestamp() == created[c.workspace_id] for c in changes if not c.deleted and c.role != "guest")
+    events = [json.loads(p) for t in world.product_records.slices(rows=2_000) for p in t["payload"].to_pylist()[:200] if _good(p)]
+    assert len(events) > 500
+    assert all(home[e["user_id"]] == e["workspace_id"] for e in events)
+    guests = {c.user_id for c in changes if c.role == "guest"}
+    assert 0.005 < len(guests) / len(home) < 0.03
+    assert all(c.workspace_id != home[c.user_id] for c in changes if c.role == "guest")
+
+
+def _good(payload):
+    try:
+        return isinstance(json.loads(payload)["workspace_id"], str)
+    except (ValueError, LookupError, TypeError):
+        return False

@@ -1,1 +1,0 @@
-"""Table health: retention, compaction, manifests, expiry, orphans. Safe beside writers: docs/runbook-maintenance.md."""
