@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench mutants clean lock render kafka kafka-jars kafka-test
+.PHONY: help properties setup demo test check format bench mutants clean lock render kafka kafka-jars kafka-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ check: $(STAMP) ## format, lint, types, import rules
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+properties: $(STAMP) ## the long suite: billing on the full path, 500 random histories in random batches
+	@PROPERTY_EXAMPLES=500 $(BIN)/python -m pytest tests/properties/test_billing.py
 
 bench: $(STAMP) ## time the whole road, three times
 	@$(BIN)/lakehouse bench road

@@ -17,9 +17,9 @@ import yaml
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
 from lakehouse.declarations import Declaration, load_declarations
-from lakehouse.queries import bind_arrow, connect
+from lakehouse.in_memory import build_tables
 from lakehouse.settings import load_settings
-from lakehouse.transforms import Built, Inputs, Transform, load_transforms
+from lakehouse.transforms import Built, load_transforms
 from tests.cases.stripe import raw_row
 
 HERE = Path(__file__).parent
@@ -41,7 +41,6 @@ def run_case(case: dict[str, Any], table: str, shuffle: int) -> tuple[pa.Table, 
     """Build `table` from what the case gives."""
     settings = load_settings()
     declarations = load_declarations(settings.catalog_dir)
-    transforms = load_transforms(settings.transforms_dir, declarations)
     given: dict[str, pa.Table] = {}
     for name, rows in case["given"].items():
         full = [raw_row(r, i) if name == "raw.stripe_events" else {"offset": i, **r} for i, r in enumerate(rows)]
@@ -51,17 +50,7 @@ def run_case(case: dict[str, Any], table: str, shuffle: int) -> tuple[pa.Table, 
             random.Random(shuffle).shuffle(full)
         given[name] = table_of(declarations[name], full)
 
-    def build(name: str) -> Built:
-        transform: Transform = transforms[name]
-        for source in transform.inputs:
-            if source not in given:
-                given[source] = build(source).rows
-        with connect(settings) as connection:
-            for source in transform.inputs:
-                bind_arrow(connection, source, given[source])
-            return transform.build(Inputs(connection, settings.catalog_dir))
-
-    built = build(table)
+    built = build_tables(settings, given, [table])[table]
     return built.rows, built
 
 

@@ -1,4 +1,7 @@
-"""SCD2 as a function of the set of versions: against a brute-force evaluation of every point in time."""
+"""SCD2 as a function of the set of versions: against a brute-force evaluation of every point in time.
+
+The incremental form must give the same, whatever comes in which batch, and however little of what is known it is shown.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lakehouse.errors import Terminal
-from lakehouse.scd2 import scd2
+from lakehouse.errors import Terminal, UsageError
+from lakehouse.scd2 import scd2, scd2_update
 
 SCHEMA = {
     "account": pl.String,
@@ -133,6 +136,97 @@ def test_a_null_key_time_or_sequence_is_refused(rows: list[Row], column: str) ->
     holed = frame([*rows, tuple(None if i == place else v for i, v in enumerate(("a", 0, 1, 0, "active", 1, "x", False)))])
     with pytest.raises(Terminal, match=f"1 rows have no '{column}'"):
         scd2(holed, keys=["account", "id"], time="at", sequence=["seq"], tracked=["status"], deleted="gone")
+
+
+# --- incremental -------------------------------------------------------------------------------------------------------
+
+ROLES = {"keys": ["account", "id"], "time": "at", "sequence": ["seq"], "tracked": ["status", "seats"], "untracked": ["note"]}
+INTERVAL = ["account", "id", "status", "seats", "note", "valid_from", "valid_to"]
+
+
+def near(history: pl.DataFrame, known: list[Row], new: list[Row]) -> tuple[pl.DataFrame, list[Row]]:
+    """The least that `scd2_update` has to be shown, by its own documentation."""
+    keys = {r[:2] for r in new}
+    anchors = {}
+    for key in keys:
+        first = min(r[2] for r in new if r[:2] == key)
+        anchors[key] = max((r[2] for r in known if r[:2] == key and r[2] < first), default=None)
+    versions = [r for r in known if r[:2] in keys and (anchors[r[:2]] is None or r[2] >= anchors[r[:2]])]
+    rows = [r for r in history.rows() if r[:2] in keys and (anchors[r[:2]] is None or r[6] is None or r[6] > anchors[r[:2]])]
+    return pl.DataFrame(rows, history.schema, orient="row"), versions
+
+
+def applied(history: pl.DataFrame, remove: pl.DataFrame, add: pl.DataFrame) -> pl.DataFrame:
+    left = history.join(remove, on=INTERVAL, how="anti", nulls_equal=True)
+    assert left.height == history.height - remove.height, "each interval removed was there"
+    return pl.concat([left, add]).sort("account", "id", "valid_from")
+
+
+@settings(max_examples=600)
+@given(st.lists(row, max_size=14), st.data())
+def test_batches_of_any_split_give_what_a_full_rebuild_gives(rows: list[Row], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=4)))
+    batches = [rows[a:b] for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+    found, known = history([]), list[Row]()
+    for batch in batches:
+        shown = near(found, known, batch) if data.draw(st.booleans()) else (found, known)
+        change = scd2_update(shown[0], frame(shown[1]), frame(batch), **ROLES, deleted="gone")  # type: ignore[arg-type]
+        touched = {r[:2] for r in batch}
+        assert {r[:2] for r in change.remove.rows()} | {r[:2] for r in change.add.rows()} <= touched
+        assert change.remove.join(change.add, on=INTERVAL, nulls_equal=True).is_empty(), "only what differs"
+        found = applied(found, change.remove, change.add)
+        known += batch
+    assert found.equals(history(rows))
+
+
+@settings(max_examples=200)
+@given(versions, st.data())
+def test_what_is_known_already_changes_nothing(rows: list[Row], data: st.DataObject) -> None:
+    again = data.draw(st.lists(st.sampled_from(rows), max_size=5)) if rows else []
+    change = scd2_update(history(rows), frame(rows), frame(again), **ROLES, deleted="gone")  # type: ignore[arg-type]
+    assert change.remove.is_empty()
+    assert change.add.is_empty()
+
+
+def test_a_new_version_after_all_others_touches_the_open_interval_alone() -> None:
+    rows: list[Row] = [("a", 0, at, 0, status, 1, None, False) for at, status in ((1, "active"), (3, "past_due"), (5, "active"))]
+    later: Row = ("a", 0, 9, 0, "past_due", 1, None, False)
+    change = scd2_update(history(rows)[2:], frame(rows[2:]), frame([later]), **ROLES, deleted="gone")  # type: ignore[arg-type]
+    assert change.remove.select("status", "valid_from", "valid_to").rows() == [("active", 5, None)]
+    assert change.add.select("status", "valid_from", "valid_to").rows() == [("active", 5, 9), ("past_due", 9, None)]
+
+
+# --- odd frames --------------------------------------------------------------------------------------------------------
+
+
+def test_frames_that_cannot_be_are_refused_by_name() -> None:
+    one = pl.DataFrame({"id": [1], "at": [1], "v": ["x"], "gone": ["no"], "valid_to": [3]})
+    with pytest.raises(UsageError, match="no column 'nope'; there are id, at"):
+        scd2(one, keys=["id"], time="at", tracked=["nope"])
+    with pytest.raises(UsageError, match="'v' is named in two roles"):
+        scd2(one, keys=["id"], time="at", tracked=["v"], untracked=["v"])
+    with pytest.raises(UsageError, match="keys is a list of columns"):
+        scd2(one, keys="id", time="at", tracked=["v"])
+    with pytest.raises(UsageError, match="keys is empty"):
+        scd2(one, keys=[], time="at", tracked=["v"])
+    with pytest.raises(UsageError, match="called 'valid_to'"):
+        scd2(one, keys=["id"], time="at", tracked=["valid_to"])
+    with pytest.raises(UsageError, match="'gone' is String, not boolean"):
+        scd2(one, keys=["id"], time="at", tracked=["v"], deleted="gone")
+    with pytest.raises(UsageError, match="the history has no column 'valid_from'"):
+        scd2_update(one, one, one, keys=["id"], time="at", tracked=["v"])
+
+
+def test_arrow_nested_values_dates_and_several_sequence_columns() -> None:
+    day = pl.date_range(pl.date(2026, 1, 1), pl.date(2026, 1, 4), eager=True)
+    rows = pl.DataFrame(
+        {"id": ["a"] * 4, "day": day, "tags": [["x"], ["x"], None, ["y", "z"]], "major": [1, 1, 1, 1], "minor": [0, 0, 0, 0]}
+    )
+    later = rows[3:].with_columns(pl.Series("tags", [["y"]]), pl.Series("minor", [1]))
+    found = scd2(pl.concat([later, rows]).to_arrow(), keys=["id"], time="day", sequence=["major", "minor"], tracked=["tags"])
+    assert found["tags"].to_list() == [["x"], None, ["y"]]
+    assert found["valid_from"].to_list() == [day[0], day[2], day[3]]
+    assert found.schema["valid_to"] == pl.Date
 
 
 # --- by example --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""Billing is a function of the set of events: any order, repetition, split into batches and restart give the same rows.
+
+Pure: 5,000 worlds, each in an account of its own, through the whole function at once. Full path: from raw tables through the
+runner and the commit path, in random batches, by a process that starts anew between them; `make properties` runs many more.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from lakehouse.append import append_rows
+from lakehouse.declarations import load_declarations
+from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.positions import vector_of
+from lakehouse.queries import query
+from lakehouse.runner import run
+from lakehouse.settings import ROOT, Settings
+from tests.properties.worlds import Delivery, as_rows, deliveries_of, repeated
+from transforms.pure import billing_tables
+
+WORLDS, WORLDS_A_CALL = 5_000, 1_250
+FULL_PATH = int(os.environ.get("PROPERTY_EXAMPLES", "25"))
+DECLARED = load_declarations(ROOT / "catalog")
+FULL_PATH_TABLES = (
+    "billing.event_versions",
+    "billing.customers",
+    "billing.subscriptions",
+    "billing.subscription_items",
+    "billing.refunds",
+    "billing.customer_history",
+    "billing.subscription_history",
+    "billing.subscription_item_history",
+)
+
+
+def in_order(name: str, rows: Any) -> pl.DataFrame:
+    frame = pl.DataFrame(rows)
+    return frame.select(sorted(frame.columns)).sort(DECLARED[name].primary_key)
+
+
+def difference(name: str, one: Any, other: Any) -> str:
+    """The first rows in which two tables differ, with their accounts: each account is one example."""
+    a, b = in_order(name, one), in_order(name, other)
+    if a.equals(b, null_equal=True):
+        return ""
+    columns = a.columns
+    only = [x.join(y.select(columns), on=columns, how="anti", nulls_equal=True) for x, y in ((a, b), (b, a))]
+    return f"{name}: {only[0].head(3).to_dicts()} against {only[1].head(3).to_dicts()}"
+
+
+@pytest.mark.parametrize("seed", range(WORLDS // WORLDS_A_CALL))
+def test_any_order_and_repetition_of_5000_worlds_give_the_same_tables(seed: int) -> None:
+    received = deliveries_of(WORLDS_A_CALL, seed)
+    tables = billing_tables(as_rows(received))
+    again = billing_tables(as_rows(repeated(received, random.Random(seed))))
+    assert tables.pop("rejected").num_rows == again.pop("rejected").num_rows == 0
+    assert set(tables) == set(again) >= set(FULL_PATH_TABLES)
+    assert [d for name in tables if (d := difference(name, tables[name], again[name]))] == []
+    assert tables["billing.event_versions"].num_rows > len(received)  # refunds inside charges are versions too
+    assert pl.DataFrame(tables["billing.subscription_history"])["account"].n_unique() > 0.95 * WORLDS_A_CALL
+
+
+def test_as_known_at_t_is_the_same_function_of_what_was_received_by_then() -> None:
+    rng = random.Random(1)
+    received = repeated(deliveries_of(300, 99), rng)
+    versions = pl.DataFrame(billing_tables(as_rows(received))["billing.event_versions"])
+    for moment in rng.sample([d.received_at for d in received], 3):
+        then = billing_tables(as_rows([d for d in received if d.received_at <= moment]))["billing.event_versions"]
+        known = versions.filter(pl.col("recorded_at") <= moment)
+        assert difference("billing.event_versions", known, then) == ""
+
+
+def feed(lake: Lake, batch: list[Delivery]) -> None:
+    """Append deliveries to raw, each at the next offset of its partition."""
+    table = lake.open_for_write("raw.stripe_events")
+    start = vector_of(table.metadata, "raw.stripe_events")
+    at = {p: start.get(("stripe", p), 0) for p in range(3)}
+    expected = {("stripe", p): at[p] for p in at}
+    placed = []
+    for d in batch:
+        placed.append(Delivery(d.body, d.received_at, d.partition, at[d.partition]))
+        at[d.partition] += 1
+    append_rows(
+        lake, "raw.stripe_events", as_rows(placed), expected, {("stripe", p): n for p, n in at.items()}, {"stripe": "test"}
+    )
+
+
+def contents(lake: Lake, name: str) -> Any:
+    columns = ", ".join(f'"{c}"' for c in DECLARED[name].column_names if c not in ("topic", "partition", "offset"))
+    return query(lake, f"SELECT {columns} FROM {name}")
+
+
+@pytest.mark.parametrize("seed", range(FULL_PATH))
+def test_any_split_into_batches_and_any_restart_give_what_the_pure_function_gives(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    received = repeated(deliveries_of(20, 1000 + seed), rng)
+    cuts = sorted(rng.sample(range(1, len(received)), rng.randint(1, 2)))
+    for a, b in zip([0, *cuts], [*cuts, len(received)], strict=True):
+        feed(open_lake(Settings(home=tmp_path), Run(f"feed-{a}", "test")), received[a:b])
+        # a process starts, advances some of the tables, and is gone; the next one goes on from the tables' own positions
+        lake = open_lake(Settings(home=tmp_path, batch_rows=rng.choice([60, 10_000])), Run(f"run-{a}", "test"))
+        run(lake, FULL_PATH_TABLES[: rng.randint(1, len(FULL_PATH_TABLES))])
+    lake = open_lake(Settings(home=tmp_path), Run("last", "test"))
+    run(lake, FULL_PATH_TABLES)
+    tables = billing_tables(as_rows(received))
+    for name in FULL_PATH_TABLES:
+        left = pl.DataFrame(tables[name])
+        columns = [c for c in left.columns if c not in ("topic", "partition", "offset")]
+        found = pl.DataFrame(contents(lake, name))
+        assert difference(name, left.select(columns), found.select(columns)) == ""

@@ -1,0 +1,40 @@
+"""billing.price_history: SCD2 of Stripe prices in event time."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from lakehouse.scd2 import scd2
+from lakehouse.transforms import Inputs
+from transforms.versions import ordered_versions
+
+INPUTS = ("billing.event_versions",)
+
+TRACKED = (
+    "product_id",
+    "active",
+    "lookup_key",
+    "price_type",
+    "currency",
+    "unit_amount_minor",
+    "unit_amount_decimal",
+    "billing_scheme",
+    "tiers_mode",
+    "usage_type",
+    "billing_interval",
+    "billing_interval_count",
+    "tax_behavior",
+)
+
+
+def build(inputs: Inputs) -> pa.Table:
+    """One row a price and interval in which no tracked column changed; it ends with the price's deletion."""
+    return scd2(
+        ordered_versions(inputs, "price", [*TRACKED, "nickname"]).rename({"object_id": "price_id"}),
+        keys=["account", "price_id"],
+        time="created_at",
+        sequence=["sequence"],
+        tracked=TRACKED,
+        untracked=["nickname"],
+        deleted="deleted",
+    ).to_arrow()
