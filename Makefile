@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help properties setup demo test check format bench mutants clean lock render kafka kafka-jars kafka-test
+.PHONY: help properties setup demo test check format bench mutants clean lock render kafka kafka-jars kafka-test chaos
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,10 @@ format: $(STAMP) ## format and fix what can be fixed
 
 properties: $(STAMP) ## the long suite: billing on the full path, 500 random histories in random batches
 	@PROPERTY_EXAMPLES=500 $(BIN)/python -m pytest tests/properties/test_billing.py
+
+chaos: $(STAMP) kafka-jars ## rounds of faults on three catalogs (ROUNDS=3 SEED=1 CATALOG=sqlite,rest,glue; replay one: ONLY=17)
+	@$(BIN)/python -m tests.chaos --folder .chaos/last --report .chaos/report.json \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(CATALOG),--catalog $(CATALOG)) $(if $(ONLY),--only $(ONLY))
 
 bench: $(STAMP) ## time the whole road, three times
 	@$(BIN)/lakehouse bench road

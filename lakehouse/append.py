@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
+from pyiceberg.table.update import TableUpdate
 
 from lakehouse.checks import check_staged
 from lakehouse.commit import Change, Committed, commit
@@ -21,12 +22,12 @@ def append_rows(
     expected: Vector,
     reached: Vector,
     sources: Mapping[str, str] | None = None,
-    properties: Mapping[str, str] | None = None,
+    updates: Sequence[TableUpdate] = (),
 ) -> Committed:
     """Commit `rows` to a raw table together with the positions that its writer reached; again is refused, not repeated.
 
     expected: the positions the writer read when it began. sources: the origin of each topic (see `Position.source`).
-    properties: see `Change`.
+    updates: see `Change`.
 
     Raises:
         Fenced, RolledBack, ChecksFailed, CommitUnresolved: see lakehouse.errors; nothing was published.
@@ -36,5 +37,5 @@ def append_rows(
     if files:
         with connect(lake.settings) as connection:
             check_staged(connection, declared, files)
-    change = Change(name, expected, reached, add=files, sources=sources or {}, properties=properties or {})
+    change = Change(name, expected, reached, add=files, sources=sources or {}, updates=updates)
     return commit(table, lake.run, change)

@@ -18,20 +18,21 @@ import json
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
-from pyiceberg.manifest import DataFile, ManifestEntryStatus, ManifestFile
-from pyiceberg.table import Table, Transaction
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, ValidationException
+from pyiceberg.manifest import DataFile, ManifestEntryStatus
+from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
-from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate
-from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
+from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate, TableUpdate
 from pyiceberg.typedef import Record
 
+from lakehouse import failpoints
 from lakehouse.errors import CommitUnresolved, Fenced, Replan, Terminal
+from lakehouse.files import modified_ms
 from lakehouse.lake import Run
 from lakehouse.positions import (
     TopicPartition,
@@ -42,11 +43,18 @@ from lakehouse.positions import (
     refuse_rolled_back,
     vector_of,
 )
+from lakehouse.snapshots import Append, Cluster, OneSnapshot, Overwrite
 
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 60
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.02, 2.0
+
+SWEPT = "lakehouse.swept-before"
+"""Table property: files modified before this time (ms, by the store's clock) that no snapshot named may have been removed."""
+
+COMPACTION = "compact"
+"""`lakehouse.kind` of a snapshot that holds the rows of its parent in other files."""
 
 Scope = frozenset[tuple[int, Record]] | Literal["table"]
 """Where a rewrite must have been alone since its base: (spec id, partition) pairs, or the whole table.
@@ -62,7 +70,9 @@ class Change:
     consumer: whose positions advance. expected: the vector the job read when it began; reached: where it stands now.
     base: for a rewrite, the snapshot it planned on (None only if the table had none); scope: where it must have been alone.
     rewrite: False is an append at position. inputs: snapshot ids of what it read. sources: origin of each topic.
-    properties: what else the table is to remember of its source, set in the same commit (alone: with an empty snapshot).
+    note: more for the summary; its `kind` says what maintenance did. updates: table updates that land in the same commit (a
+    property, a tag). refuse: is called with the metadata of each attempt and raises what forbids it. cluster: write the
+    manifests anew, by partition.
     """
 
     consumer: str
@@ -76,7 +86,9 @@ class Change:
     inputs: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     note: Mapping[str, str] = field(default_factory=dict)
-    properties: Mapping[str, str] = field(default_factory=dict)
+    updates: Sequence[TableUpdate] = ()
+    refuse: Callable[[TableMetadata], None] | None = None
+    cluster: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,12 +108,12 @@ def scope_of(files: Sequence[DataFile]) -> frozenset[tuple[int, Record]]:
 def commit(table: Table, run: Run, change: Change) -> Committed:
     """Publish `change`, exactly once, whatever other writers do and whatever answer is lost.
 
-    `table` is refreshed. Nothing happens when there is neither a file nor a position to change.
+    `table`: as loaded before the files were staged; it is refreshed. Nothing happens when there is nothing to change.
 
     Raises:
         Fenced: the positions have moved: another writer did this work, drop the buffer.
         Replan: (rewrites) the base is outdated where it matters; plan again on the present state. (Both kinds) the files were
-            staged under another partition spec.
+            staged under another partition spec, or so long ago that they were removed as orphans.
         RolledBack: the table was rolled back without its positions.
         CommitUnresolved: the catalog stayed away; files are kept, run the job again.
         Terminal: the table was dropped.
@@ -109,10 +121,11 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
     name = ".".join(table.name())
     expected = dict(change.expected)
     moves = {k: v for k, v in change.reached.items() if expected.get(k, 0) != v or k not in expected}
-    if not (moves or change.add or change.remove or change.properties):
+    if not (moves or change.add or change.remove or change.updates or change.cluster):
         return Committed(None)
     if backwards := {k: v for k, v in moves.items() if v < expected.get(k, 0)}:
         raise Fenced(f"{name}: {change.consumer} would go back at {backwards}; positions only advance")
+    swept = table.properties.get(SWEPT)
     attempted: list[int] = []
     conflicts = unknown = 0
     wait = FIRST_WAIT_SECONDS
@@ -135,6 +148,10 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
         if any(f.spec_id != table.metadata.default_spec_id for f in change.add):
             # pyiceberg would list them under the present spec all the same, with partition values that are not its own
             raise Replan(f"{name}: the partition spec has changed since the files were staged; stage them again")
+        if change.add and table.properties.get(SWEPT) != swept:
+            _refuse_swept(name, table, change.add)
+        if change.refuse:
+            change.refuse(table.metadata)
         if change.rewrite:
             _refuse_outdated(name, table, change)
         try:
@@ -150,6 +167,7 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
                 unknown += 1
                 log.warning("%s: outcome of a commit unknown (%s), looking it up", name, type(last_error).__name__)
             continue
+        failpoints.hit("commit.done")
         return Committed(attempted[-1], conflicts, unknown)
     raise CommitUnresolved(
         f"{name}: no commit in {MAX_ATTEMPTS} attempts ({conflicts} conflicts, {unknown} unknown outcomes; last: "
@@ -178,47 +196,29 @@ def _attempt(table: Table, run: Run, change: Change) -> int:
         "lakehouse.inputs": json.dumps({k: str(v) for k, v in sorted(change.inputs.items())}),
         **{f"lakehouse.{k}": v for k, v in change.note.items()},
     }
-    transaction = _OneSnapshot(table)
-    operation, kind = (Operation.OVERWRITE, _MergingOverwrite) if change.remove else (Operation.APPEND, _MergeAppendFiles)
-    producer = kind(operation, transaction, table.io, snapshot_properties=summary)
+    transaction = OneSnapshot(table)
+    operation, kind = (Operation.OVERWRITE, Overwrite) if change.remove else (Operation.APPEND, Append)
+    producer = (Cluster if change.cluster else kind)(operation, transaction, table.io, snapshot_properties=summary)
     for file in change.add:
         producer.append_data_file(file)
     for file in change.remove:
         producer.delete_data_file(file)
     snapshot_id = producer.snapshot_id
     try:
+        failpoints.hit("commit.checked")
         producer.commit()  # stages the snapshot in the transaction; sends nothing
         sequence = metadata.next_sequence_number()
-        properties = {**change.properties, **position_properties(change.consumer, change.reached, sequence, change.sources)}
+        properties = position_properties(change.consumer, change.reached, sequence, change.sources)
+        updates = (*transaction._updates, SetPropertiesUpdate(updates=properties), *change.updates)
         requirements = (*transaction._requirements, AssertTableUUID(uuid=metadata.table_uuid))
-        table._do_commit(updates=(*transaction._updates, SetPropertiesUpdate(updates=properties)), requirements=requirements)
+        failpoints.hit("commit.ready")
+        table._do_commit(updates=updates, requirements=requirements)
+        failpoints.hit("commit.answered")
+    except ValidationException as error:  # raised while the snapshot was built: nothing was sent
+        raise Replan(f"{'.'.join(table.name())}: a file that the rewrite planned on is gone; plan again") from error
     except Exception as error:
         raise _Attempted(snapshot_id) from error
     return snapshot_id
-
-
-class _OneSnapshot(Transaction):
-    """A transaction that stages one snapshot, and reads the table's metadata until then instead of copying it.
-
-    pyiceberg's own applies what is staged to a deep copy each time it is asked, 14 times a commit, though nothing is staged
-    yet: at 300 snapshots that is 80 % of a commit.
-    """
-
-    @property
-    def table_metadata(self) -> TableMetadata:
-        """The metadata with what is staged applied."""
-        return super().table_metadata if self._updates else self._table.metadata
-
-
-class _MergingOverwrite(_OverwriteFiles, _MergeAppendFiles):
-    """An overwrite that merges manifests as an append does.
-
-    pyiceberg's own never does, and carries manifests of removed files along for ever: after 60 rewrites a commit reads 61
-    manifests and takes 280 ms instead of 80.
-    """
-
-    def _existing_manifests(self) -> list[ManifestFile]:
-        return [m for m in super()._existing_manifests() if m.has_added_files() or m.has_existing_files()]
 
 
 def _landed(table: Table, attempted: Sequence[int]) -> int | None:
@@ -239,8 +239,24 @@ def _refuse_fenced(
             )
 
 
+def _refuse_swept(name: str, table: Table, files: Sequence[DataFile]) -> None:
+    """Orphan removal began since the table was loaded: what it takes for an orphan must never be committed.
+
+    It decides by the same two facts, the file's time in the store and the property, so it does not matter which of the two
+    comes first to the file.
+    """
+    before = int(table.properties.get(SWEPT, 0))
+    if any((modified_ms(table.io, f.file_path) or 0) < before for f in files):
+        raise Replan(f"{name}: files staged so long ago that orphan removal takes them; stage them again")
+
+
 def _refuse_outdated(name: str, table: Table, change: Change) -> None:
-    """A rewrite must have been alone in its scope, and its files must be live: look only at what came since its base."""
+    """A rewrite must have been alone in its scope, and its files must be live: look only at what came since its base.
+
+    Without a scope only the files must be live, which pyiceberg checks when it builds the snapshot: the base may expire.
+    """
+    if not change.scope:
+        return
     current = table.current_snapshot()
     if current is None or current.snapshot_id == change.base:
         if change.base is not None and current is None:
@@ -252,6 +268,8 @@ def _refuse_outdated(name: str, table: Table, change: Change) -> None:
         return
     planned = {f.file_path for f in change.remove}
     for snapshot in _since(name, table, change.base):
+        summary = snapshot.summary.additional_properties if snapshot.summary else {}
+        same_rows = summary.get("lakehouse.kind") == COMPACTION  # they were there at the base, in the files it removed
         for manifest in snapshot.manifests(table.io):
             if manifest.added_snapshot_id != snapshot.snapshot_id:
                 continue
@@ -261,7 +279,7 @@ def _refuse_outdated(name: str, table: Table, change: Change) -> None:
                 file = entry.data_file
                 if entry.status == ManifestEntryStatus.DELETED and file.file_path in planned:
                     raise Replan(f"{name}: a file that the rewrite planned on was replaced meanwhile; plan again")
-                if entry.status == ManifestEntryStatus.ADDED and _in_scope(file, change.scope):
+                if entry.status == ManifestEntryStatus.ADDED and not same_rows and _in_scope(file, change.scope):
                     raise Replan(f"{name}: files were added in the rewrite's scope since its base; plan again")
 
 

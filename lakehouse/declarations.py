@@ -77,6 +77,18 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     conflict_on: list[str] = []
 
 
+class KeepSnapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which snapshots of `main` stay when maintenance expires the others.
+
+    The newest `at_least`, and those younger than `days` up to `at_most` in all. What a tag, a branch or a consistent cut refers
+    to stays besides.
+    """
+
+    at_least: int
+    at_most: int
+    days: float
+
+
 class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One table, whole."""
 
@@ -90,6 +102,7 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     partition: list[PartitionBy] = []
     sort: list[str] = []
     retention_days: int | None = None
+    snapshots: KeepSnapshots | None = None
     freshness_minutes: int | None = None
     checks: list[Check] = []
     path: str = ""
@@ -108,6 +121,13 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def column_names(self) -> list[str]:
         """Names of the columns, in order."""
         return [c.name for c in self.columns]
+
+    @property
+    def keep_snapshots(self) -> KeepSnapshots:
+        """As declared, or the default: few where writers append (a commit costs what it costs to copy the metadata, and what is
+        read from these tables is found by offset), a week's elsewhere.
+        """
+        return self.snapshots or (KeepSnapshots(10, 30, 1) if self.build.mode == "append" else KeepSnapshots(20, 200, 7))
 
     def schema(self) -> Schema:
         """The Iceberg schema; field ids are given in order of declaration."""
@@ -256,6 +276,9 @@ def _validate(path: Path, content: Any) -> Declaration:
             raise DeclarationError(
                 f"{path}: partition on {part.column!r}: transform {part.transform!r} is unknown or does not fit its type"
             ) from None
+    keep = declared.keep_snapshots
+    if not (1 <= keep.at_least <= keep.at_most and keep.days >= 0):
+        raise DeclarationError(f"{path}: snapshots: needs 1 <= at_least <= at_most, and days of 0 or more")
     fields = [f.name for f in declared.partition_spec(schema).fields if not isinstance(f.transform, IdentityTransform)]
     if clash := [f for f in fields if f in names or fields.count(f) > 1]:
         raise DeclarationError(f"{path}: partition field {clash[0]!r} is there twice, or is the name of a column")

@@ -34,6 +34,7 @@ TABLE_PROPERTIES = {
     "write.metadata.previous-versions-max": "100",
     "write.parquet.compression-codec": "zstd",
     "write.parquet.compression-level": "1",
+    "write.target-file-size-bytes": str(256 * 2**20),
 }
 
 

@@ -73,6 +73,14 @@ class Settings(BaseSettings):
 
     crm_url: str | None = Field(None, description="SQLAlchemy URL of the CRM; embedded: a SQLite file under `home`")
 
+    compact_files: int = Field(
+        16, ge=2, description="maintenance rewrites this many small files of a partition, or fewer in a cold one"
+    )
+    compact_cold_minutes: int = Field(60, ge=0, description="a partition that got no file for this long has gone cold")
+    compact_days: int = Field(35, ge=1, description="maintenance looks for small files in partitions of the last days alone")
+    expired_files_hours: float = Field(1, ge=0, description="files of expired snapshots stay this long, for readers at work")
+    orphan_hours: float = Field(72, ge=0, description="files that no snapshot names stay this long")
+
     duckdb_memory: str = Field("512MB", description="DuckDB's memory limit; it spills to disk beyond")
     duckdb_threads: int = Field(2, ge=1)
 

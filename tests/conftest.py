@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 
 from lakehouse.lake import Lake, Run, open_lake
 from lakehouse.local import LocalServices, local_services
+from lakehouse.local.kafka import KafkaBroker, why_unavailable
 from lakehouse.settings import ROOT, Settings
 
 SLOW_IS_FINE = [HealthCheck.too_slow]  # a loaded machine is no failure
@@ -87,6 +88,15 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
     """An object store with an Iceberg REST catalog, and Glue: started by the first test that wants them, for all that follow."""
     with local_services(tmp_path_factory.mktemp("services")) as services:
         yield services
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """One node of Apache Kafka for all tests that only use it; one that stops or kills it starts its own."""
+    if reason := why_unavailable():
+        pytest.skip(reason)
+    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as running:
+        yield running
 
 
 @pytest.fixture

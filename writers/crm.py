@@ -22,6 +22,7 @@ import polars as pl
 from pyiceberg.conversions import from_bytes
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table as IcebergTable
+from pyiceberg.table.update import SetPropertiesUpdate
 from pyiceberg.types import PrimitiveType
 
 from lakehouse.append import append_rows
@@ -200,7 +201,7 @@ def _poll(lake: Lake, url: str, seen_at: datetime, name: str, crm: Crm, *, compa
         *spec.schema,
     )
     reached = {(topic, 0): position + new.height}
-    remembered = {COMPARED_AT: seen_at.isoformat()} if complete and not held else {}
+    remembered = [SetPropertiesUpdate(updates={COMPARED_AT: seen_at.isoformat()})] if complete and not held else []
     done = append_rows(lake, name, rows.to_arrow(), {(topic, 0): position}, reached, {topic: NUMBERED_HERE}, remembered)
     if held:
         raise ChecksFailed(

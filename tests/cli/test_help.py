@@ -10,7 +10,7 @@ import pytest
 import typer.main
 from command import SMALL, Ran, finish, start
 
-from lakehouse.cli import bench, explore, operate, rendering, replay  # noqa: F401 - they register their commands
+from lakehouse.cli import bench, explore, maintain, operate, rendering, replay  # noqa: F401 - they register their commands
 from lakehouse.cli.app import app
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -27,9 +27,10 @@ JSON_EXAMPLES = {
     "scan": ["ops.dead_letters"],
     "bench": [],
     "replay": ["product.events", "--dry-run"],
+    "maintain": ["ops.dead_letters", "--dry-run"],
     "render": ["soda", "product.events"],
 }
-ELSEWHERE = {"ingest", "rollback"}  # with a broker in test_services.py; it changes the world, in test_operate.py
+ELSEWHERE = {"ingest", "rollback", "tag", "untag"}  # with a broker in test_services.py; it changes the world, in test_operate.py
 
 
 def words(text: str) -> str:

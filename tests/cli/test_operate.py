@@ -13,7 +13,16 @@ from command import Ran
 from lakehouse.cli.app import age, counted, size
 from lakehouse.settings import ROOT
 
-TABLE_ARGUMENT = [["show"], ["where"], ["run"], ["scan"], ["render", "soda"], ["render", "snowflake"], ["render", "dictionary"]]
+TABLE_ARGUMENT = [
+    ["maintain"],
+    ["show"],
+    ["where"],
+    ["run"],
+    ["scan"],
+    ["render", "soda"],
+    ["render", "snowflake"],
+    ["render", "dictionary"],
+]
 
 
 @pytest.mark.parametrize("command", TABLE_ARGUMENT, ids=" ".join)

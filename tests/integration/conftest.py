@@ -7,17 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lakehouse.broker import EmbeddedBroker
-from lakehouse.local.kafka import KafkaBroker, why_unavailable
 from tests.brokers import Broker
-
-
-@pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
-    """One node of Apache Kafka for all tests that only use it; one that stops or kills it starts its own."""
-    if reason := why_unavailable():
-        pytest.skip(reason)
-    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as running:
-        yield running
 
 
 @pytest.fixture(scope="session", params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])

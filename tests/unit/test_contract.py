@@ -27,8 +27,8 @@ from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType, NestedField, TimestamptzType
 
-from lakehouse.commit import _OneSnapshot
 from lakehouse.lake import TABLE_PROPERTIES
+from lakehouse.snapshots import OneSnapshot
 
 SCHEMA = Schema(NestedField(1, "offset", LongType(), required=False), NestedField(2, "at", TimestamptzType(), required=False))
 SPEC = PartitionSpec(PartitionField(2, 1000, DayTransform(), "at_day"))
@@ -148,7 +148,7 @@ def test_an_overwrite_lists_what_it_added_and_removed_under_its_own_id(table: Ta
 
 
 def test_an_overwrite_can_be_given_the_merging_of_an_append() -> None:
-    """lakehouse.commit._MergingOverwrite takes one method of each, by the order of its bases."""
+    """lakehouse.snapshots.Overwrite takes one method of each, by the order of its bases."""
     assert "_process_manifests" not in vars(_OverwriteFiles)
     assert {"_existing_manifests", "_deleted_entries"} <= vars(_OverwriteFiles).keys()
     assert {"__init__", "_process_manifests"} <= vars(_MergeAppendFiles).keys()
@@ -170,7 +170,7 @@ def test_the_trap_an_overwrite_carries_manifests_of_removed_files_along(table: T
 
 def test_the_trap_a_transaction_copies_all_metadata_each_time_it_is_asked(table: Table) -> None:
     """Why the commit path has a transaction of its own, which copies none while nothing is staged."""
-    library, ours = Transaction(table), _OneSnapshot(table)
+    library, ours = Transaction(table), OneSnapshot(table)
     assert library.table_metadata is not library.table_metadata
     assert ours.table_metadata is table.metadata
     producer = _MergeAppendFiles(Operation.APPEND, ours, table.io)

@@ -1,0 +1,1 @@
+"""Table health: retention, compaction, manifests, expiry, orphans. Safe beside writers: docs/runbook-maintenance.md."""

@@ -1,0 +1,160 @@
+"""Where rounds are played: Kafka, one Iceberg catalog with its object store, faulty proxies before them, a disk that can be full.
+
+Started once for all rounds on a catalog. Writers see the faulty side of it; the harness itself looks at the table directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from pyarrow import fs
+
+from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.local import Kind, LocalServices, local_services
+from lakehouse.local.kafka import KafkaBroker
+from lakehouse.settings import PREFIX, Settings
+from tests.chaos.processes import fork_server, start
+from tests.chaos.proxy import GLUE_REFUSAL, FaultyProxy, glue_commit, rest_commit
+
+SMALL_DISK_MB = 128
+
+
+@dataclass
+class Scene:
+    """One catalog's stage. folder: where each round leaves its own folder."""
+
+    kind: Kind
+    folder: Path
+    kafka: KafkaBroker
+    services: LocalServices
+    context: ForkServerContext
+    catalog_proxy: FaultyProxy | None = None
+    store_proxy: FaultyProxy | None = None
+    small_disk: Path | None = None
+
+    def environments(self, name: str, topic: str) -> tuple[dict[str, str], dict[str, str]]:
+        """The settings of a round's own lake: as its writers see it, and past all proxies."""
+        plain = self.services.environment(self.kind, name)
+        if self.small_disk:
+            plain["LAKEHOUSE_HOME"] = str(self.small_disk / name)
+        plain |= {"LAKEHOUSE_KAFKA_BOOTSTRAP": self.kafka.bootstrap_servers, "LAKEHOUSE_PRODUCT_TOPIC": topic}
+        plain |= self._short_patience()
+        faulty = dict(plain)
+        if self.store_proxy:
+            faulty["LAKEHOUSE_S3_ENDPOINT"] = self.store_proxy.url
+        if self.catalog_proxy:
+            faulty["LAKEHOUSE_GLUE_ENDPOINT" if self.kind == "glue" else "LAKEHOUSE_CATALOG_URI"] = self.catalog_proxy.url
+        return faulty, plain
+
+    @staticmethod
+    def _short_patience() -> dict[str, str]:
+        """Small batches and short time limits: a round has seconds, and a fault must find something half done."""
+        wanted = {
+            "batch_rows": "700",
+            "ingest_rows": "700",
+            "ingest_seconds": "0.5",
+            "ingest_session_seconds": "1.5",
+            "ingest_refresh_seconds": "2",
+            "catalog_timeout_seconds": "3",
+            "s3_timeout_seconds": "3",
+        }
+        return {PREFIX + name.upper(): value for name, value in wanted.items() if name in Settings.model_fields}
+
+    def lake(self, environment: Mapping[str, str]) -> Lake:
+        """The round's lake, opened by the harness."""
+        given = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items()}
+        return open_lake(Settings(**given), Run("harness", "chaos"))  # type: ignore[arg-type]
+
+    def filesystem(self, environment: Mapping[str, str]) -> fs.FileSystem | None:
+        """How the verifier reads the object store: a client of its own, past all proxies."""
+        if self.kind == "sqlite":
+            return None
+        return fs.S3FileSystem(
+            endpoint_override=environment["LAKEHOUSE_S3_ENDPOINT"],
+            region=environment["LAKEHOUSE_S3_REGION"],
+            access_key=environment["LAKEHOUSE_S3_ACCESS_KEY_ID"],
+            secret_key=environment["LAKEHOUSE_S3_SECRET_ACCESS_KEY"],
+        )
+
+    def proxy_counts(self) -> Counter[str]:
+        """What the proxies did since the scene began."""
+        total: Counter[str] = Counter()
+        for name, proxy in (("commit", self.catalog_proxy), ("store", self.store_proxy)):
+            if proxy:
+                total.update({f"{name}_{fault}": n for fault, n in proxy.counts.items()})
+        return total
+
+    def leave(self, name: str, folder: Path, clean: bool) -> None:
+        """After a round: what a failing one left in its folder and on the small disk is kept in its folder, else nothing is."""
+        home = self.small_disk / name if self.small_disk else None
+        if clean:
+            shutil.rmtree(folder)
+        elif home and home.exists():
+            shutil.copytree(home, folder / "home")
+        if home:
+            shutil.rmtree(home, ignore_errors=True)
+
+    def fill_disk(self) -> bool:
+        """Take all space that is left on the small disk; False if there is none."""
+        if self.small_disk is None:
+            return False
+        with contextlib.suppress(OSError), (self.small_disk / "ballast").open("wb", buffering=0) as file:
+            block = bytes(1 << 20)
+            try:
+                while True:
+                    file.write(block)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+        return True
+
+    def free_disk(self) -> None:
+        """Give it back."""
+        if self.small_disk:
+            (self.small_disk / "ballast").unlink(missing_ok=True)
+
+
+@contextmanager
+def scene(kind: Kind, folder: Path, kafka: KafkaBroker) -> Iterator[Scene]:
+    """Run what rounds on one catalog need."""
+    with ExitStack() as stack:
+        services = stack.enter_context(local_services(folder / "services", (kind,)))
+        made = Scene(kind, folder, kafka, services, fork_server())
+        warm = start(made.context, ["settings"], {}, folder / "warm.log")  # the fork server imports once, before any round
+        if kind == "sqlite":
+            made.small_disk = stack.enter_context(_small_disk(folder / "disk"))
+        else:
+            sample = services.environment(kind, "sample")
+            made.store_proxy = stack.enter_context(FaultyProxy(sample["LAKEHOUSE_S3_ENDPOINT"]))
+            if kind == "rest":
+                made.catalog_proxy = stack.enter_context(FaultyProxy(sample["LAKEHOUSE_CATALOG_URI"], rest_commit))
+            else:
+                made.catalog_proxy = stack.enter_context(
+                    FaultyProxy(sample["LAKEHOUSE_GLUE_ENDPOINT"], glue_commit, GLUE_REFUSAL)
+                )
+        warm.wait(120)
+        yield made
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path | None]:
+    """A file system of 128 MB in memory, to be filled; None where this user may not mount one."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}m", "chaos", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
