@@ -27,13 +27,14 @@ from pyiceberg.manifest import DataFile, ManifestEntryStatus
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
-from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate, TableUpdate
+from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate, TableRequirement, TableUpdate
 from pyiceberg.typedef import Record
 
 from lakehouse import failpoints
 from lakehouse.errors import CommitUnresolved, Fenced, Replan, Terminal
 from lakehouse.files import modified_ms
 from lakehouse.lake import Run
+from lakehouse.outages import explain, is_refusal
 from lakehouse.positions import (
     TopicPartition,
     Vector,
@@ -115,8 +116,8 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
         Replan: (rewrites) the base is outdated where it matters; plan again on the present state. (Both kinds) the files were
             staged under another partition spec, or so long ago that they were removed as orphans.
         RolledBack: the table was rolled back without its positions.
-        CommitUnresolved: the catalog stayed away; files are kept, run the job again.
-        Terminal: the table was dropped.
+        CommitUnresolved: the catalog or the object store stayed away; files are kept, run the job again.
+        Terminal: the table was dropped, or the catalog or store refuses it (rights, keys).
     """
     name = ".".join(table.name())
     expected = dict(change.expected)
@@ -130,6 +131,7 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
     conflicts = unknown = 0
     wait = FIRST_WAIT_SECONDS
     last_error: BaseException | None = None
+    refused = False
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
             time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
@@ -139,52 +141,60 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
         except NoSuchTableError:
             raise Terminal(f"{name}: the table was dropped while a job worked on it; staged files were kept") from None
         except Exception as error:  # an unreachable catalog says nothing about the commit: try to learn again
+            if is_refusal(error) and not attempted:
+                raise explain(error, f"{name}: loading the table") from error
             last_error = error
             continue
         if landed := _landed(table, attempted):
             return Committed(landed, conflicts, unknown)
+        if refused and last_error:  # said after a look: a refusal may answer what had been carried out
+            raise explain(last_error, f"{name}: the commit") from last_error
         refuse_rolled_back(name, table.metadata)
         _refuse_fenced(name, table.metadata, change.consumer, expected, change.reached)
         if any(f.spec_id != table.metadata.default_spec_id for f in change.add):
             # pyiceberg would list them under the present spec all the same, with partition values that are not its own
             raise Replan(f"{name}: the partition spec has changed since the files were staged; stage them again")
-        if change.add and table.properties.get(SWEPT) != swept:
-            _refuse_swept(name, table, change.add)
         if change.refuse:
             change.refuse(table.metadata)
-        if change.rewrite:
-            _refuse_outdated(name, table, change)
         try:
-            attempted.append(_attempt(table, run, change))
-        except _Attempted as failure:
-            attempted.append(failure.snapshot_id)
-            last_error = failure.__cause__
+            if change.add and table.properties.get(SWEPT) != swept:
+                _refuse_swept(name, table, change.add)
+            if change.rewrite:
+                _refuse_outdated(name, table, change)
+            failpoints.hit("commit.checked")
+            updates, requirements, snapshot_id = _build(table, run, change)
+        except ValidationException as error:
+            raise Replan(f"{name}: a file that the rewrite planned on is gone; plan again") from error
+        except (OSError, CommitFailedException) as error:  # a manifest could not be read or written: nothing was sent
+            if is_refusal(error) and not isinstance(error, FileNotFoundError):  # which maintenance may have removed since
+                raise explain(error, f"{name}: writing manifests") from error
+            last_error = error
+            continue
+        attempted.append(snapshot_id)
+        try:
+            failpoints.hit("commit.ready")
+            table._do_commit(updates=updates, requirements=requirements)
+            failpoints.hit("commit.answered")
+        except Exception as error:
+            last_error, refused = error, is_refusal(error)
             # A refusal is clean only if the catalog says so; anything else (timeout, lost response) may have landed.
             # Either way the next turn looks for our own snapshot before it does anything else.
-            if isinstance(last_error, CommitFailedException):
+            if isinstance(error, CommitFailedException):
                 conflicts += 1
             else:
                 unknown += 1
-                log.warning("%s: outcome of a commit unknown (%s), looking it up", name, type(last_error).__name__)
+                log.warning("%s: outcome of a commit unknown (%s), looking it up", name, type(error).__name__)
             continue
         failpoints.hit("commit.done")
-        return Committed(attempted[-1], conflicts, unknown)
+        return Committed(snapshot_id, conflicts, unknown)
     raise CommitUnresolved(
         f"{name}: no commit in {MAX_ATTEMPTS} attempts ({conflicts} conflicts, {unknown} unknown outcomes; last: "
         f"{type(last_error).__name__}). Staged files were kept; run the job again"
     ) from last_error
 
 
-class _Attempted(Exception):
-    """An attempt with this snapshot id raised; `__cause__` says what."""
-
-    def __init__(self, snapshot_id: int) -> None:
-        super().__init__(snapshot_id)
-        self.snapshot_id = snapshot_id
-
-
-def _attempt(table: Table, run: Run, change: Change) -> int:
-    """Build one snapshot on the table as loaded and send it, once. Returns its snapshot id."""
+def _build(table: Table, run: Run, change: Change) -> tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...], int]:
+    """One snapshot on the table as loaded: its manifests are written, nothing is sent. (Updates, requirements, snapshot id.)"""
     metadata = table.metadata
     vectors = {c: {k: p.next_offset for k, p in v.items()} for c, v in read_positions(metadata).items()}
     vectors[change.consumer] = {**vectors.get(change.consumer, {}), **change.reached}
@@ -203,22 +213,10 @@ def _attempt(table: Table, run: Run, change: Change) -> int:
         producer.append_data_file(file)
     for file in change.remove:
         producer.delete_data_file(file)
-    snapshot_id = producer.snapshot_id
-    try:
-        failpoints.hit("commit.checked")
-        producer.commit()  # stages the snapshot in the transaction; sends nothing
-        sequence = metadata.next_sequence_number()
-        properties = position_properties(change.consumer, change.reached, sequence, change.sources)
-        updates = (*transaction._updates, SetPropertiesUpdate(updates=properties), *change.updates)
-        requirements = (*transaction._requirements, AssertTableUUID(uuid=metadata.table_uuid))
-        failpoints.hit("commit.ready")
-        table._do_commit(updates=updates, requirements=requirements)
-        failpoints.hit("commit.answered")
-    except ValidationException as error:  # raised while the snapshot was built: nothing was sent
-        raise Replan(f"{'.'.join(table.name())}: a file that the rewrite planned on is gone; plan again") from error
-    except Exception as error:
-        raise _Attempted(snapshot_id) from error
-    return snapshot_id
+    producer.commit()  # stages the snapshot in the transaction; sends nothing
+    properties = position_properties(change.consumer, change.reached, metadata.next_sequence_number(), change.sources)
+    updates = (*transaction._updates, SetPropertiesUpdate(updates=properties), *change.updates)
+    return updates, (*transaction._requirements, AssertTableUUID(uuid=metadata.table_uuid)), producer.snapshot_id
 
 
 def _landed(table: Table, attempted: Sequence[int]) -> int | None:

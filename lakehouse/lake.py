@@ -8,6 +8,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -21,6 +22,7 @@ from pyiceberg.types import IcebergType, ListType, NestedField, StructType
 from lakehouse.catalogs import open_catalog
 from lakehouse.declarations import Declaration, get_table, load_declarations
 from lakehouse.errors import Retryable, Terminal, UsageError
+from lakehouse.outages import reaching, without_password
 from lakehouse.positions import Vector, load_vector, refuse_rolled_back, vector_of
 from lakehouse.settings import ROOT, Settings
 
@@ -80,7 +82,12 @@ class Lake:
     @cached_property
     def catalog(self) -> Catalog:
         """The Iceberg catalog, connected on first use."""
-        return open_catalog(self.settings)
+        with self._asking("connecting"):
+            return open_catalog(self.settings)
+
+    def _asking(self, what: str) -> AbstractContextManager[None]:
+        """What goes wrong with the Iceberg catalog inside is Retryable or Terminal, and says where it is."""
+        return reaching(f"the Iceberg catalog at {without_password(self.settings.iceberg_catalog_uri)}: {what}")
 
     def declaration(self, name: str) -> Declaration:
         """The declaration of a table; UsageError if there is none."""
@@ -89,7 +96,8 @@ class Lake:
     def exists(self, name: str) -> bool:
         """Whether the declared table has been created in the Iceberg catalog."""
         self.declaration(name)
-        return self.catalog.table_exists(name)
+        with self._asking(f"looking for {name}"):
+            return self.catalog.table_exists(name)
 
     def load(self, name: str) -> Table:
         """The table as it stands now.
@@ -99,7 +107,8 @@ class Lake:
         """
         self.declaration(name)
         try:
-            return self.catalog.load_table(name)
+            with self._asking(f"loading {name}"):
+                return self.catalog.load_table(name)
         except NoSuchTableError:
             raise UsageError(f"{name} is declared but holds nothing yet; fill it: lakehouse demo, or lakehouse run") from None
 
@@ -111,11 +120,12 @@ class Lake:
             Terminal: the declaration changed in a way that data already written does not allow.
         """
         declared = self.declaration(name)
-        try:
-            table = self.catalog.load_table(name)
-        except NoSuchTableError:
-            table = self._create(declared)
-        _evolve(declared, table)
+        with self._asking(f"opening {name}"):
+            try:
+                table = self.catalog.load_table(name)
+            except NoSuchTableError:
+                table = self._create(declared)
+            _evolve(declared, table)
         refuse_rolled_back(name, table.metadata)
         return table
 
@@ -135,7 +145,7 @@ class Lake:
 
     def existing(self) -> Iterator[str]:
         """Names of the declared tables that exist in the Iceberg catalog, in the order of the declarations."""
-        return (name for name in self.declarations if self.catalog.table_exists(name))
+        return (name for name in self.declarations if self.exists(name))
 
     def vector(self, name: str) -> dict[tuple[str, int], int]:
         """How far `name` has consumed its sources; empty if it does not exist. Raw tables: what their writer has committed."""

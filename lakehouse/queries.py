@@ -21,6 +21,7 @@ from sqlglot import exp
 
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, snapshot_at
+from lakehouse.outages import reaching
 from lakehouse.settings import Settings
 
 ICEBERG_EXTENSIONS = ("avro", "iceberg")
@@ -217,9 +218,10 @@ def query(lake: Lake, sql: str, as_of: datetime | int | None = None, parameters:
         UsageError: the SQL is wrong, a table is missing, or no snapshot has the id.
     """
     with connect(lake.settings) as connection:
-        bind_lake(connection, lake, [t for t in tables_read(sql) if t in lake.declarations], as_of)
         try:
-            return connection.execute(sql, dict(parameters or {})).to_arrow_table()
+            with reaching("reading the lake"):
+                bind_lake(connection, lake, [t for t in tables_read(sql) if t in lake.declarations], as_of)
+                return connection.execute(sql, dict(parameters or {})).to_arrow_table()
         except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException, duckdb.InvalidInputException) as error:
             raise UsageError(f"SQL error: {error}\nThe tables: {', '.join(lake.declarations)}") from None
         except duckdb.Error as error:

@@ -12,6 +12,7 @@ from pyiceberg.table import Table
 
 from lakehouse.declarations import Declaration
 from lakehouse.errors import ChecksFailed, Terminal
+from lakehouse.outages import reaching
 
 
 def conform(table: Table, rows: pa.Table) -> pa.Table:
@@ -45,7 +46,7 @@ def stage(table: Table, declared: Declaration, rows: pa.Table) -> list[DataFile]
 
     Raises:
         ChecksFailed: a required column holds NULL: Parquet cannot hold that, so it cannot wait for `check_staged`.
-        Terminal: see `conform`.
+        Retryable: the object store failed. Terminal: it refuses; and see `conform`.
     """
     rows = conform(table, rows)
     if rows.num_rows == 0:
@@ -58,7 +59,8 @@ def stage(table: Table, declared: Declaration, rows: pa.Table) -> list[DataFile]
     if declared.sort:
         rows = rows.sort_by([(c, "ascending") for c in declared.sort])
     # pyiceberg 0.12 offers writing without committing under this private name alone; test_contract.py pins it.
-    files = list(_dataframe_to_data_files(table.metadata, rows, table.io, uuid.uuid4(), itertools.count()))
+    with reaching(f"{declared.table}: writing data files to {table.location()}"):
+        files = list(_dataframe_to_data_files(table.metadata, rows, table.io, uuid.uuid4(), itertools.count()))
     for file in files:
         file.spec_id = table.spec().spec_id  # known to readers of manifests, not yet to a file just written
     return files

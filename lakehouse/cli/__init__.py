@@ -41,18 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
 def _explained(error: Exception) -> str | None:
     """What to say of a failure of the world around us: a file, a network, a database; None for a defect of our own."""
     from pyiceberg.exceptions import CommitFailedException
-    from sqlalchemy.exc import DBAPIError
 
-    from lakehouse.cli.app import without_password
+    from lakehouse.outages import explain, is_outage, without_password
 
     if isinstance(error, CommitFailedException):
         return "another commit came in between; nothing was changed, run it again"
-    if isinstance(error, DBAPIError):  # its own text quotes statement and parameters
-        return f"the database of the Iceberg catalog does not answer: {error.orig}; see: lakehouse settings"
-    if isinstance(error, OSError):
-        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        return without_password(text)  # requests quotes the URL
-    return None
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return without_password(f"{error.filename}: {error.strerror}")
+    return str(explain(error, "the Iceberg catalog or the object store")) if is_outage(error) else None
 
 
 def _tell(text: str, prefix: str = "") -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
@@ -146,11 +145,6 @@ def cell(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds" if value.microsecond == 0 else "milliseconds").replace("+00:00", "Z")
     return escape(str(plain(value)))
-
-
-def without_password(text: str) -> str:
-    """Text with the password of each URL in it as stars."""
-    return re.sub(r"(//[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
 
 
 def counted(number: int, noun: str) -> str:

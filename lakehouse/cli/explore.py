@@ -16,10 +16,11 @@ import msgspec
 import typer
 from rich.markup import escape
 
-from lakehouse.cli.app import AsJson, age, app, counted, lake, out, print_json, print_records, print_rows, size, without_password
+from lakehouse.cli.app import AsJson, age, app, counted, lake, out, print_json, print_records, print_rows, size
 from lakehouse.declarations import LAYERS, Declaration
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, history
+from lakehouse.outages import without_password
 from lakehouse.positions import dump_vector, vector_of
 from lakehouse.queries import query, tables_read
 from lakehouse.settings import PREFIX, ROOT, Settings, load_settings

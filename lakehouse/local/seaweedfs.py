@@ -109,6 +109,7 @@ class SeaweedFS:
             "-webdav=false",
             "-admin.ui=false",  # and with it the maintenance that would rewrite tables behind our back
             "-s3.port.lance=0",
+            "-s3.autoCreateBucket=false",  # as S3 does
             "-master.telemetry=false",
             # given even if empty: left out, the value of an environment variable would count
             f"-bucket={','.join(self._buckets)}",

@@ -81,10 +81,8 @@ def other(reopen: Callable[[str], Lake]) -> Lake:
 
 
 @pytest.fixture
-def store(kind: Kind, request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
-    """The proxy between `lake` and its object store (not for SQLite: its files are local)."""
-    if kind == "sqlite":
-        pytest.skip("local files: no object store")
+def store(request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
+    """The proxy between `lake` and its object store, for the catalogs that have one."""
     proxy: FaultProxy = request.getfixturevalue("proxies").store
     yield proxy
     proxy.reset()

@@ -159,7 +159,7 @@ class HttpWire(Wire):
 
     def __init__(self, proxy: FaultProxy, kind: str) -> None:
         super().__init__()
-        self._kind = kind
+        self.proxy, self._kind = proxy, kind
         proxy.rule = self._rule
 
     def _rule(self, request: Request, send: Callable[[], Answer]) -> Answer:
