@@ -56,15 +56,3 @@ def _remove(io: FileIO, location: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def read_text(io: FileIO, location: str) -> str:
-    """The content of a small file."""
-    with io.new_input(location).open() as stream:
-        return stream.read().decode("utf-8")
-
-
-def write_text(io: FileIO, location: str, content: str) -> None:
-    """Write a small file, over the one that is there."""
-    with io.new_output(location).create(overwrite=True) as stream:
-        stream.write(content.encode("utf-8"))

@@ -1,8 +1,9 @@
 """Expiry: old snapshots leave the metadata at once, the files that they alone named some time later.
 
 Two steps, because two things want different ages. Every commit copies the metadata, so snapshots must be few; a reader works
-on from the snapshot that it has loaded, so files must stay. The files are written down (`metadata/expired/*.json`) before the
-snapshots go, so that a killed run is finished by the next one.
+on from the snapshot that it has loaded, so files must stay. The files are written down (`data/expired/*.parquet`: a table
+bucket refuses any other kind of file, and any other place) before the snapshots go, so that a killed run is finished by the
+next one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
@@ -24,7 +27,7 @@ from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, RemoveS
 
 from lakehouse.declarations import KeepSnapshots
 from lakehouse.errors import Retryable
-from lakehouse.files import list_files, read_text, remove_files, write_text
+from lakehouse.files import list_files, remove_files
 from lakehouse.lake import Run, history
 from lakehouse.positions import refuse_rolled_back
 
@@ -33,11 +36,15 @@ log = logging.getLogger(__name__)
 EXPIRED = "lakehouse.expired"
 """Table property: what the last expiry did, and the names of the records of expired files that wait for their removal."""
 
+EXPIRED_FOLDER = "data/expired"
+"""Where, below a table's location, expired files are written down."""
+
 DAY_MS = 86_400_000
 OFF_MAIN_DAYS = 3
 """Snapshots that no branch goes back to (rolled back, staged) stay this long: a writer that lost its answer looks for them."""
 
 MAX_ATTEMPTS = 10
+WAIT_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -145,11 +152,11 @@ def expire(table: Table, run: Run, keep: KeepSnapshots, needed: Collection[int],
         RolledBack: the table was rolled back without its positions: expiry would hide it.
         Retryable: other commits came first each time; nothing was expired.
     """
-    name, record = ".".join(table.name()), f"{uuid.uuid4()}.json"
+    name, record = ".".join(table.name()), f"{uuid.uuid4()}.parquet"
     planned = Expiry()
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
-            time.sleep(0.05 * attempt)
+            time.sleep(WAIT_SECONDS * attempt)
         table.refresh()
         if record in _waiting(table):
             return planned  # the answer that was lost was a yes
@@ -158,7 +165,7 @@ def expire(table: Table, run: Run, keep: KeepSnapshots, needed: Collection[int],
         planned = plan_expiry(table, keep, needed, now)
         if not planned.snapshots:
             return planned
-        write_text(table.io, f"{_folder(table)}/{record}", json.dumps({"at": now, "files": planned.files}))
+        _write_down(table, record, now, planned.files)
         waiting = [*(r for r in _waiting(table) if r in {n for n, _ in _records(table)}), record]
         done = {"run": run.run_id, "at": now, "snapshots": len(planned.snapshots), "waiting": waiting}
         if _send(table, planned, json.dumps(done)):
@@ -201,13 +208,13 @@ def remove_expired_files(table: Table, min_age_ms: int, now_ms: int | None = Non
             if now - modified > OFF_MAIN_DAYS * DAY_MS and not dry_run:
                 remove_files(table.io, [location])
             continue
-        record = json.loads(read_text(table.io, location))
-        if now - record["at"] < min_age_ms:
+        expired_at, files = _read(table, location)
+        if now - expired_at < min_age_ms:
             continue
         if dry_run:
-            removed += len(record["files"])
+            removed += len(files)
             continue
-        removed += remove_files(table.io, record["files"])
+        removed += remove_files(table.io, files)
         remove_files(table.io, [location])
     return removed
 
@@ -217,6 +224,20 @@ def _waiting(table: Table) -> list[str]:
     return list(json.loads(table.properties.get(EXPIRED, "{}")).get("waiting", []))
 
 
+def _write_down(table: Table, record: str, now: int, files: Sequence[str]) -> None:
+    """A record of expired files, over the one of an earlier attempt."""
+    rows = pa.table({"path": pa.array(files, pa.string()), "expired_at_ms": pa.array([now] * len(files), pa.int64())})
+    with table.io.new_output(f"{_folder(table)}/{record}").create(overwrite=True) as stream:
+        pq.write_table(rows, stream)
+
+
+def _read(table: Table, location: str) -> tuple[int, list[str]]:
+    """When the files of a record expired, and their paths; 0 and nothing if it names none."""
+    with table.io.new_input(location).open() as stream:
+        rows = pq.read_table(stream)
+    return (rows["expired_at_ms"][0].as_py() if rows.num_rows else 0), rows["path"].to_pylist()
+
+
 def _records(table: Table) -> list[tuple[str, int]]:
     """(name, modified ms) of the records that are there."""
     return [(path.rsplit("/", 1)[1], modified) for path, _, modified in list_files(table.io, _folder(table))]
@@ -224,4 +245,4 @@ def _records(table: Table) -> list[tuple[str, int]]:
 
 def _folder(table: Table) -> str:
     """Where expired files are written down."""
-    return f"{table.metadata.location}/metadata/expired"
+    return f"{table.metadata.location}/{EXPIRED_FOLDER}"

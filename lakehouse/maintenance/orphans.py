@@ -21,6 +21,7 @@ from lakehouse.commit import SWEPT, Change, commit
 from lakehouse.errors import Terminal
 from lakehouse.files import list_files, remove_files, store_path
 from lakehouse.lake import Run
+from lakehouse.maintenance.expire import EXPIRED_FOLDER
 from lakehouse.queries import connect
 from lakehouse.settings import Settings
 
@@ -54,7 +55,7 @@ def remove_orphans(
 
 def _listed(table: Table, before: int) -> Iterator[Mapping[str, object]]:
     """The files below the table's location; those of expiry's own records wait for their time there."""
-    own = store_path(f"{table.metadata.location}/metadata/expired/")
+    own = store_path(f"{table.metadata.location}/{EXPIRED_FOLDER}/")
     for path, size, modified in list_files(table.io, table.metadata.location):
         if not path.startswith(own):
             yield {"path": path, "bytes": size, "modified": modified if modified < before else None}
