@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from pyiceberg.table import Table
 from lakehouse.broker import ensure_topics
 from lakehouse.failpoints import PLACES
 from lakehouse.lake import history
+from tests.chaos.odds import COMMIT_FAULTS, STORE_FAULTS
 from tests.chaos.processes import Command, start
 from tests.chaos.producer import Production, save
-from tests.chaos.proxy import COMMIT_FAULTS, STORE_FAULTS
 from tests.chaos.scene import Scene
 from tests.chaos.verifier import verify
 
@@ -102,7 +103,7 @@ class Round:
     def play(self) -> Outcome:
         """Run the round to its verdict. Never raises: what went wrong with the round itself is in `Outcome.error`."""
         began = time.monotonic()
-        proxies_before = self.scene.proxy_counts()
+        wires_before = self.scene.wire_faults()
         try:
             ensure_topics(self.scene.kafka.bootstrap_servers, {self.topic: PARTITIONS}, timeout_seconds=30)
             self.lake.open_for_write(TABLE)
@@ -115,11 +116,10 @@ class Round:
         finally:
             self._peace()
             self._end_all()
-            self.scene.leave(self.name, self.folder, self.outcome.clean)
-        self.outcome.faults.update(self.scene.proxy_counts() - proxies_before)
+        self.outcome.faults.update(self.scene.wire_faults() - wires_before)
         if self.hits.exists():
-            self.outcome.failpoints.update(self.hits.read_text("utf-8").split("\n"))
-            del self.outcome.failpoints[""]
+            self.outcome.failpoints.update(self.hits.read_text("utf-8").splitlines())
+        self.scene.leave(self.name, self.folder, self.outcome.clean)
         self.outcome.seconds = round(time.monotonic() - began, 2)
         return self.outcome
 
@@ -142,7 +142,7 @@ class Round:
         while (now := self._now()) < self.seconds:
             while events and events[0][0] <= now:
                 name, act = events.pop(0)[1:]
-                if act():
+                if act() and name:  # what ends a fault has no name
                     self.outcome.faults[name] += 1
             self._tend(now)
             time.sleep(TICK_SECONDS)
@@ -159,7 +159,7 @@ class Round:
             time.sleep(0.2)
 
     def _plan(self) -> list[tuple[float, str, Callable[[], bool]]]:
-        """The events of the round: (when, name, what)."""
+        """The events of the round: (when, name, what). One without a name ends another."""
         dice, end = self.dice, self.seconds
         at = lambda low=0.1, high=0.9: dice.uniform(low, high) * end  # noqa: E731 - a moment of the round
         plan: list[tuple[float, str, Callable[[], bool]]] = []
@@ -180,33 +180,26 @@ class Round:
             plan.append((at(0.2, 0.5), "broker_restart", self._restart_broker))
         elif dice.random() < 0.25:
             moment = at(0.2, 0.6)
-            plan.append((moment, "broker_pause", lambda: self._broker(self.scene.kafka.pause)))
-            plan.append((moment + dice.uniform(0.3, 1.5), "broker_resume", lambda: self._broker(self.scene.kafka.resume)))
+            plan.append((moment, "broker_pause", partial(self._always, self.scene.kafka.pause)))
+            plan.append((moment + dice.uniform(0.3, 1.5), "", partial(self._always, self.scene.kafka.resume)))
         if self.scene.small_disk and dice.random() < 0.5:
             moment = at(0.1, 0.6)
             plan.append((moment, "disk_full", self.scene.fill_disk))
-            plan.append((moment + dice.uniform(0.2, 1.0), "disk_free", lambda: bool(self.scene.free_disk()) or True))
-        if self.scene.catalog_proxy:
-            self._plan_proxies(plan, at)
+            plan.append((moment + dice.uniform(0.2, 1.0), "", partial(self._always, self.scene.free_disk)))
+        if self.scene.catalog and self.scene.store:
+            commits = {name: dice.uniform(0.05, 0.25) for name in dice.sample(COMMIT_FAULTS, 3)} | {"slow": 0.1, "error": 0.05}
+            requests = {name: dice.uniform(0.01, 0.06) for name in dice.sample(STORE_FAULTS, 3)}
+            for name, wire, odds, chance in (
+                ("catalog", self.scene.catalog, commits, 0.8),
+                ("store", self.scene.store, requests, 0.6),
+            ):
+                if dice.random() < chance:
+                    moment = at(0.0, 0.5)
+                    plan.append(
+                        (moment, f"{name}_window", partial(self._always, partial(wire.odds.set, odds, self.outcome.seed)))
+                    )
+                    plan.append((moment + dice.uniform(0.5, 2.0), "", partial(self._always, partial(wire.odds.set, {}))))
         return plan
-
-    def _plan_proxies(self, plan: list[tuple[float, str, Callable[[], bool]]], at: Callable[..., float]) -> None:
-        """Windows in which the catalog, or the object store, is faulty."""
-        dice = self.dice
-        commits, store = self.scene.catalog_proxy, self.scene.store_proxy
-        assert commits
-        assert store
-        seed = self.outcome.seed
-        odds = {name: dice.uniform(0.05, 0.25) for name in dice.sample(COMMIT_FAULTS, 3)} | {"slow": 0.1, "error": 0.05}
-        if dice.random() < 0.8:
-            moment = at(0.0, 0.5)
-            plan.append((moment, "catalog_window", lambda: (commits.set_odds(odds, seed), True)[1]))
-            plan.append((moment + dice.uniform(0.5, 2.0), "catalog_well", lambda: (commits.set_odds({}), True)[1]))
-        stores = {name: dice.uniform(0.01, 0.06) for name in dice.sample(STORE_FAULTS, 3)}
-        if dice.random() < 0.6:
-            moment = at(0.0, 0.6)
-            plan.append((moment, "store_window", lambda: (store.set_odds(stores, seed), True)[1]))
-            plan.append((moment + dice.uniform(0.5, 1.5), "store_well", lambda: (store.set_odds({}), True)[1]))
 
     def _tend(self, now: float) -> None:
         """Keep the wanted number of writers running; wake those whose time has come, and any that stopped itself."""
@@ -234,7 +227,7 @@ class Round:
             armed = f"{FAILPOINTS[turn % len(FAILPOINTS)]}@{self.dice.choice((1, 1, 2, 3))}"
         elif lot < 0.9:
             call = self.dice.randrange(1, 400_000)
-            self.outcome.faults["armed_random_call"] += 1
+            self.outcome.faults["random_call"] += 1
         output = self.folder / f"writer-{self.started}.log"
         self.writers.append(start(self.scene.context, FOLLOW, self.faulty, output, armed, self.hits, call, self.sabotage))
 
@@ -287,7 +280,7 @@ class Round:
         return True
 
     @staticmethod
-    def _broker(act: Callable[[], None]) -> bool:
+    def _always(act: Callable[[], object]) -> bool:
         act()
         return True
 
@@ -340,9 +333,9 @@ class Round:
 
     def _peace(self) -> None:
         """No fault from here on."""
-        for proxy in (self.scene.catalog_proxy, self.scene.store_proxy):
-            if proxy:
-                proxy.set_odds({})
+        for wire in (self.scene.catalog, self.scene.store):
+            if wire:
+                wire.odds.set({})
         self.scene.free_disk()
         with contextlib.suppress(Exception):
             self.scene.kafka.resume()
@@ -373,10 +366,20 @@ class Round:
         raise RuntimeError(f"the last writer failed {CATCH_UP_ATTEMPTS} times: {last.said}")
 
     def _judge(self, log: pa.Table) -> None:
-        location = self.lake.load(TABLE).metadata_location
-        verdict = verify(log, location, self.scene.filesystem(self.plain))
-        self.outcome.verdict = verdict.summary()
-        (self.folder / "verdict.json").write_text(json.dumps({"metadata": location} | self.outcome.verdict, indent=1), "utf-8")
+        """The verdict; and once more after maintenance without any guard, which nobody may be in the way of now."""
+        for after in ("catching up", "maintenance"):
+            if after == "maintenance":
+                bold = self.plain | {"LAKEHOUSE_EXPIRED_FILES_HOURS": "0", "LAKEHOUSE_ORPHAN_HOURS": "0"}
+                command = start(self.scene.context, ["maintain", TABLE], bold, self.folder / "maintain-last.log")
+                self.others.append(command)
+                if command.wait(CATCH_UP_SECONDS) != 0:
+                    raise RuntimeError(f"maintenance failed with nobody in its way: {command.said}")
+            location = self.lake.load(TABLE).metadata_location
+            verdict = verify(log, location, self.scene.filesystem(self.plain))
+            self.outcome.verdict = {"after": after, "metadata": location} | verdict.summary()
+            if not verdict.clean:
+                break
+        (self.folder / "verdict.json").write_text(json.dumps(self.outcome.verdict, indent=1), "utf-8")
 
     def _end_all(self) -> None:
         for command in self.writers + self.others:

@@ -23,10 +23,19 @@ from lakehouse.lake import Lake, Run, open_lake
 from lakehouse.local import Kind, LocalServices, local_services
 from lakehouse.local.kafka import KafkaBroker
 from lakehouse.settings import PREFIX, Settings
+from tests.chaos.odds import GLUE_REFUSAL, Odds, glue_commit, rest_commit
 from tests.chaos.processes import fork_server, start
-from tests.chaos.proxy import GLUE_REFUSAL, FaultyProxy, glue_commit, rest_commit
+from tests.proxy import FaultProxy
 
 SMALL_DISK_MB = 128
+
+
+@dataclass
+class Wire:
+    """The way to a service, which can be faulty."""
+
+    url: str
+    odds: Odds
 
 
 @dataclass
@@ -38,8 +47,8 @@ class Scene:
     kafka: KafkaBroker
     services: LocalServices
     context: ForkServerContext
-    catalog_proxy: FaultyProxy | None = None
-    store_proxy: FaultyProxy | None = None
+    catalog: Wire | None = None
+    store: Wire | None = None
     small_disk: Path | None = None
 
     def environments(self, name: str, topic: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -50,10 +59,10 @@ class Scene:
         plain |= {"LAKEHOUSE_KAFKA_BOOTSTRAP": self.kafka.bootstrap_servers, "LAKEHOUSE_PRODUCT_TOPIC": topic}
         plain |= self._short_patience()
         faulty = dict(plain)
-        if self.store_proxy:
-            faulty["LAKEHOUSE_S3_ENDPOINT"] = self.store_proxy.url
-        if self.catalog_proxy:
-            faulty["LAKEHOUSE_GLUE_ENDPOINT" if self.kind == "glue" else "LAKEHOUSE_CATALOG_URI"] = self.catalog_proxy.url
+        if self.store:
+            faulty["LAKEHOUSE_S3_ENDPOINT"] = self.store.url
+        if self.catalog:
+            faulty["LAKEHOUSE_GLUE_ENDPOINT" if self.kind == "glue" else "LAKEHOUSE_CATALOG_URI"] = self.catalog.url
         return faulty, plain
 
     @staticmethod
@@ -67,6 +76,10 @@ class Scene:
             "ingest_refresh_seconds": "2",
             "catalog_timeout_seconds": "3",
             "s3_timeout_seconds": "3",
+            # maintenance finds something to do at once; staged files keep their guard, for a zombie may still commit them
+            "compact_files": "4",
+            "compact_cold_minutes": "0",
+            "expired_files_hours": "0.0005",
         }
         return {PREFIX + name.upper(): value for name, value in wanted.items() if name in Settings.model_fields}
 
@@ -86,12 +99,12 @@ class Scene:
             secret_key=environment["LAKEHOUSE_S3_SECRET_ACCESS_KEY"],
         )
 
-    def proxy_counts(self) -> Counter[str]:
-        """What the proxies did since the scene began."""
+    def wire_faults(self) -> Counter[str]:
+        """What befell requests since the scene began."""
         total: Counter[str] = Counter()
-        for name, proxy in (("commit", self.catalog_proxy), ("store", self.store_proxy)):
-            if proxy:
-                total.update({f"{name}_{fault}": n for fault, n in proxy.counts.items()})
+        for name, wire in (("catalog", self.catalog), ("store", self.store)):
+            if wire:
+                total.update({f"{name} {fault}": n for fault, n in wire.odds.counts.items()})
         return total
 
     def leave(self, name: str, folder: Path, clean: bool) -> None:
@@ -135,15 +148,19 @@ def scene(kind: Kind, folder: Path, kafka: KafkaBroker) -> Iterator[Scene]:
             made.small_disk = stack.enter_context(_small_disk(folder / "disk"))
         else:
             sample = services.environment(kind, "sample")
-            made.store_proxy = stack.enter_context(FaultyProxy(sample["LAKEHOUSE_S3_ENDPOINT"]))
+            made.store = _wire(stack, sample["LAKEHOUSE_S3_ENDPOINT"], Odds())
             if kind == "rest":
-                made.catalog_proxy = stack.enter_context(FaultyProxy(sample["LAKEHOUSE_CATALOG_URI"], rest_commit))
+                made.catalog = _wire(stack, sample["LAKEHOUSE_CATALOG_URI"], Odds(rest_commit))
             else:
-                made.catalog_proxy = stack.enter_context(
-                    FaultyProxy(sample["LAKEHOUSE_GLUE_ENDPOINT"], glue_commit, GLUE_REFUSAL)
-                )
+                made.catalog = _wire(stack, sample["LAKEHOUSE_GLUE_ENDPOINT"], Odds(glue_commit, GLUE_REFUSAL))
         warm.wait(120)
         yield made
+
+
+def _wire(stack: ExitStack, upstream: str, odds: Odds) -> Wire:
+    proxy = stack.enter_context(FaultProxy(upstream))
+    proxy.rule = odds
+    return Wire(proxy.url, odds)
 
 
 @contextmanager
