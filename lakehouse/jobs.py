@@ -5,12 +5,14 @@ Failures are `Retryable` (run it again) or `Terminal` (a person must act): see l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from lakehouse import parts
 from lakehouse.declarations import load_declarations
+from lakehouse.errors import ChecksFailed
 from lakehouse.lake import open_lake
 from lakehouse.runner import run
 from lakehouse.services import find_services
@@ -40,6 +42,28 @@ def ingest_source(name: str) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(b) for b in batches]
 
 
+def reconcile(events: bool = True, objects: Sequence[str] = ()) -> dict[str, Any]:
+    """Compare our Stripe account with the lake and send what is missing or differs through the raw topic; returns the report.
+
+    Raises:
+        ChecksFailed: what an earlier run had sent is still not there.
+    """
+    settings = load_settings()
+    report = parts.writers().reconcile(open_lake(settings), find_services(settings), events=events, objects=objects)
+    refuse_lasting(report)
+    found: dict[str, Any] = msgspec.to_builtins(report)
+    return found
+
+
+def refuse_lasting(report: Any) -> None:
+    """Raise ChecksFailed if a reconciliation found again what an earlier one had found and sent."""
+    if report.lasting:
+        raise ChecksFailed(
+            f"{report.lasting} differences to Stripe outlived their repair; was what was sent taken up (lakehouse ingest, "
+            'lakehouse run)? See: lakehouse sql "SELECT * FROM ops.reconciliation_drift WHERE resolved_at IS NULL"'
+        )
+
+
 def run_table(name: str) -> list[dict[str, Any]]:
     """Advance one table until it has caught up with its inputs; returns the reports."""
     return [msgspec.to_builtins(r) for r in run(open_lake(load_settings()), [name])]
@@ -51,7 +75,6 @@ def scan_table(name: str) -> dict[str, Any]:
     Raises:
         ChecksFailed: naming each check that failed or could not be evaluated.
     """
-    from lakehouse.errors import ChecksFailed
     from lakehouse.scan import scan
 
     report = scan(open_lake(load_settings()), name)

@@ -42,6 +42,19 @@ class Writers(Protocol):
     def ingest_crm(self, lake: Lake, url: str, seen_at: datetime | None = None) -> list[Any]:
         """Poll the CRM's tables once; returns the batches committed."""
 
+    def reconcile(
+        self,
+        lake: Lake,
+        services: Services | None,
+        *,
+        account: str | None = None,
+        since: datetime | None = None,
+        events: bool = True,
+        objects: Sequence[str] = (),
+        say: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> Any:
+        """Compare one Stripe account with the lake; with services, repair what differs."""
+
     def receiver(self, settings: Settings, services: Services, clock: Callable[[], float]) -> AbstractContextManager[str]:
         """Run the webhook receiver while the context is open; gives the URL to post to."""
 
@@ -58,6 +71,9 @@ class Simulator(Protocol):
         **options: Any,
     ) -> dict[str, Any]:
         """Play what was not played yet of a world, day by day; see simulator.demo."""
+
+    def stripe_api(self, folder: Path, *, port: int, **faults: Any) -> AbstractContextManager[tuple[str, str]]:
+        """Serve a played world's Stripe account over HTTP while the context is open; gives its URL and an API key."""
 
     def verify(self, folder: Path, query: Callable[[str], pa.Table]) -> dict[str, Any]:
         """Compare what the lake holds with the truth of the world; see `lakehouse verify`."""

@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -71,6 +72,12 @@ class Settings(BaseSettings):
     webhook_tolerance_seconds: int = Field(300, ge=1)
     webhook_max_bytes: int = Field(1_000_000, ge=1)
 
+    stripe_api_key: SecretStr | None = Field(None, description="restricted key that may read; for `lakehouse reconcile`")
+    stripe_api_base: str = Field("https://api.stripe.com", description="where the Stripe API is")
+    stripe_api_version: str = Field("2025-03-31.basil", description="the version that fetched objects are rendered at")
+    stripe_rate_limit: float = Field(25.0, gt=0, description="requests a second that Stripe allows on one endpoint ...")
+    stripe_rate_share: float = Field(0.5, gt=0, le=1, description="... and the share of them that reconciliation may use")
+
     crm_url: str | None = Field(None, description="SQLAlchemy URL of the CRM; embedded: a SQLite file under `home`")
 
     compact_files: int = Field(
@@ -127,6 +134,14 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("file:///", "s3://")):
             raise ValueError("must begin with file:/// or s3://")
         return value
+
+    @field_validator("stripe_api_base")
+    @classmethod
+    def _keeps_the_key(cls, value: str) -> str:
+        url = urlsplit(value)
+        if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "localhost", "::1")):
+            raise ValueError("must begin with https:// (or http:// on this machine): the API key travels with each request")
+        return value.rstrip("/")
 
     @field_validator("crm_url")
     @classmethod

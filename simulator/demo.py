@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from simulator.account import KEPT_DAYS, Account
+from simulator.api import Faults, StripeApi
+from simulator.chance import generator
 from simulator.player import Player, Round
 from simulator.truth import write_truth
 from simulator.verify import verify
-from simulator.world import TAIL_DAYS, WorldConfig, build_world
+from simulator.world import TAIL_DAYS, World, WorldConfig, build_world
 
-__all__ = ["play", "verify"]
+__all__ = ["play", "stripe_api", "verify"]
 
 
 class Services(Protocol):
@@ -48,6 +51,7 @@ def play(
     *,
     webhook_secret: str,
     rounds: int,
+    withhold: int = 0,
     progress: Callable[[str, int, int], None],
     **config: Any,
 ) -> dict[str, Any]:
@@ -55,6 +59,7 @@ def play(
 
     `after_day` runs after each day (the CRM shows its present state only, so it is polled daily); `after_round` after each of
     `rounds` groups of days, and when it returns the days count as received: an interrupted run goes on behind them.
+    `withhold`: so many of the last days' Stripe events are never delivered, for a reconciliation to find.
 
     Returns:
         {"rounds", "days", "customers", "posted", "produced", "crm_changes"}: what was sent by this call.
@@ -83,6 +88,7 @@ def play(
             bootstrap_servers=running.bootstrap,
             product_topic=running.product_topic,
             set_clock=clock.set,
+            withhold=withheld(world, withhold),
         ) as player,
     ):
         for group in _groups(player.pending(days), days, rounds):
@@ -99,6 +105,29 @@ def play(
             told["rounds"] += 1
             told["days"] += len(group)
     return told
+
+
+def withheld(world: World, number: int) -> frozenset[str]:
+    """Ids of `number` live-mode events that the Events API still lists when the world has ended, chosen by the world's seed."""
+    reach = world.end.timestamp() - (KEPT_DAYS - 1) * 86_400
+    able = [event.id for event in world.stripe_events if event.livemode and event.created >= reach]
+    return frozenset(generator(world.config.seed, "withheld").sample(able, min(number, len(able))))
+
+
+API_KEY = "sk_live_simulated"
+
+
+@contextmanager
+def stripe_api(folder: Path, *, port: int, **faults: Any) -> Iterator[tuple[str, str]]:
+    """Serve the Stripe account of the world played in `folder`, as it stands at the world's end; gives (URL, API key).
+
+    faults: see simulator.api.Faults.
+    """
+    told = json.loads((folder / "journal.json").read_text("utf-8"))["world"]
+    world = build_world(WorldConfig(**told | {"start": datetime.fromisoformat(told["start"])}))
+    end = world.end.timestamp()
+    with StripeApi({None: Account(world.stripe_events)}, lambda: end, [API_KEY], Faults(**faults), port=port) as api:
+        yield api.url, API_KEY
 
 
 def _played(folder: Path, config: WorldConfig, days: int) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -104,11 +104,13 @@ class Player:
         progress: Progress | None = None,
         connections: int = 8,
         producer: Producer | None = None,
+        withhold: Collection[str] = (),
     ) -> None:
         """`folder` gets `crm.db` and `journal.json`; it may hold those of the same world already.
 
         `set_clock(t)` sets the receiver's clock (epoch seconds, simulated) before each burst of webhooks.
         `progress(what, done, total)` is told about `stripe`, `crm` and `product`. `producer` replaces the Kafka producer.
+        `withhold`: ids of Stripe events that are never delivered.
 
         Raises:
             JournalMismatchError: when the folder belongs to another world.
@@ -120,7 +122,8 @@ class Player:
         self._sender: WebhookSender | None = None
         self._producer = producer
         self._failures: list[str] = []
-        self._delivery_times = [delivery.deliver_at for delivery in world.stripe_deliveries]
+        self._deliveries = [d for d in world.stripe_deliveries if d.event_id not in withhold]
+        self._delivery_times = [delivery.deliver_at for delivery in self._deliveries]
         self._change_times = [change.visible_at for change in world.crm_changes]
         self._membership_times = [change.visible_at for change in world.membership_changes]
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +218,7 @@ class Player:
         if self._sender is None:
             self._sender = WebhookSender(self._url, self._secret, self._connections)
         due = _between(self._delivery_times, round_.start.timestamp(), round_.end.timestamp())
-        deliveries = self._world.stripe_deliveries[due]
+        deliveries = self._deliveries[due]
         posted = accepted = 0
         for clock, burst in bursts(deliveries, self._world.config.seed):
             self._set_clock(clock)

@@ -1,1 +1,1 @@
-"""SOURCE -> raw: Kafka, Stripe webhooks, CRM."""
+"""SOURCE -> raw: Kafka, Stripe webhooks, the Stripe API, CRM."""

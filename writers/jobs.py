@@ -15,11 +15,14 @@ from writers.crm import TABLES as CRM_SOURCES
 from writers.crm import ingest_crm
 from writers.kafka import Batch, received_by_kafka
 from writers.kafka import ingest as ingest_topic
+from writers.reconcile import reconcile as reconcile_account
+from writers.reconcile_job import Report
 from writers.stripe import with_envelope
+from writers.stripe_api import StripeReader
 from writers.webhook_records import KafkaProduce
 from writers.webhooks import WEBHOOK_PATH, ReceiverServer, create_app
 
-__all__ = ["CRM_SOURCES", "SOURCES", "ingest", "ingest_crm", "receiver"]
+__all__ = ["CRM_SOURCES", "SOURCES", "ingest", "ingest_crm", "receiver", "reconcile"]
 
 SOURCES = ("raw.stripe_events", *CRM_SOURCES, "raw.product_events")
 
@@ -53,6 +56,27 @@ def ingest(
                 if on_batch:
                     on_batch(batch)
     return batches
+
+
+def reconcile(
+    lake: Lake,
+    services: Services | None,
+    *,
+    account: str | None = None,
+    since: datetime | None = None,
+    events: bool = True,
+    objects: Sequence[str] = (),
+    say: Callable[[str, int, int], None] = lambda *_: None,
+) -> Report:
+    """Compare one Stripe account with the lake and repair what differs through the raw topic; without services only tell.
+
+    Raises: see writers.reconcile.reconcile.
+    """
+    reader = StripeReader(lake.settings, account)
+    if services is None:
+        return reconcile_account(lake, reader, None, since=since, events=events, objects=objects, say=say)
+    with KafkaProduce(services.bootstrap, services.stripe_topic) as produce:
+        return reconcile_account(lake, reader, produce, since=since, events=events, objects=objects, say=say)
 
 
 @contextmanager

@@ -106,15 +106,15 @@ def _text_or_none(raw: msgspec.Raw) -> str | None:
         return None
 
 
-def make_record(body: bytes, received_at: float) -> Record:
-    """The record of one verified webhook.
+def make_record(body: bytes, received_at: float, source: str = "webhook") -> Record:
+    """The record of one verified webhook, or of what a reconciliation fetched (source `events_api` or `api_snapshot`).
 
     Headers: `received_at` (ISO 8601, UTC, microseconds, `...Z`) and `source`. The Kafka timestamp is the same instant,
     cut to milliseconds.
     """
     micros = round(received_at * 1_000_000)
     iso = (EPOCH + timedelta(microseconds=micros)).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    headers = [("received_at", iso.encode()), ("source", b"webhook")]
+    headers = [("received_at", iso.encode()), ("source", source.encode())]
     return Record(record_key(body), body, micros // 1000, headers)
 
 

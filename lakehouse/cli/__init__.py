@@ -17,7 +17,15 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C: brokers ended, files removed
-        from lakehouse.cli import bench, explore, maintain, operate, rendering, replay  # noqa: F401 - they register their commands
+        from lakehouse.cli import (  # noqa: F401 - they register their commands
+            bench,
+            explore,
+            maintain,
+            operate,
+            reconcile,
+            rendering,
+            replay,
+        )
         from lakehouse.cli.app import app
 
         app(args=arguments, prog_name="lakehouse")  # ends with SystemExit

@@ -87,6 +87,10 @@ def demo(
     events: Annotated[int, typer.Option(min=1_000, help="Unique product events.")] = 520_000,
     seed: Annotated[int, typer.Option(help="Seed of the world: the same seed plays the same world.")] = 7,
     rounds: Annotated[int, typer.Option(min=1, help="In how many micro-batches the world is played.")] = 6,
+    withhold: Annotated[
+        int,
+        typer.Option(min=0, help="Stripe events of the last weeks that are never delivered, for `lakehouse reconcile` to find."),
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Play a company through real parts into the lake: signed webhooks over HTTP, Kafka, a CRM; then compare with its truth.
@@ -128,6 +132,7 @@ def demo(
                 after_round,
                 webhook_secret=secret.get_secret_value(),
                 rounds=rounds,
+                withhold=withhold,
                 progress=say,
                 customers=customers,
                 days=days,
@@ -194,7 +199,7 @@ def up(
     if settings.kafka_bootstrap:
         with parts.writers().receiver(settings, find_services(settings), time.time) as url:
             out.print(f"webhooks     {url}  (to {settings.stripe_topic} on {settings.kafka_bootstrap}). Ctrl-C stops.")
-            _until_stopped()
+            until_stopped()
         return
     made = SecretStr(f"whsec_{secrets.token_hex(16)}")
     signed = settings if settings.webhook_secrets else settings.model_copy(update={"webhook_secrets": [made]})
@@ -204,10 +209,11 @@ def up(
         if secret and not settings.webhook_secrets:
             out.print(f"secret       {made.get_secret_value()}")
         out.print("The broker keeps its log in memory: run `lakehouse ingest` before you stop it. Ctrl-C stops.")
-        _until_stopped()
+        until_stopped()
 
 
-def _until_stopped() -> None:
+def until_stopped() -> None:
+    """Wait for Ctrl-C or SIGTERM."""
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)

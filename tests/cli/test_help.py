@@ -10,7 +10,15 @@ import pytest
 import typer.main
 from command import SMALL, Ran, finish, start
 
-from lakehouse.cli import bench, explore, maintain, operate, rendering, replay  # noqa: F401 - they register their commands
+from lakehouse.cli import (  # noqa: F401 - they register their commands
+    bench,
+    explore,
+    maintain,
+    operate,
+    reconcile,
+    rendering,
+    replay,
+)
 from lakehouse.cli.app import app
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -30,7 +38,8 @@ JSON_EXAMPLES = {
     "maintain": ["ops.dead_letters", "--dry-run"],
     "render": ["soda", "product.events"],
 }
-ELSEWHERE = {"ingest", "rollback", "tag", "untag"}  # with a broker in test_services.py; it changes the world, in test_operate.py
+# with services in test_services.py and test_reconcile_commands.py; what changes the world, in test_operate.py
+ELSEWHERE = {"ingest", "reconcile", "rollback", "tag", "untag"}
 
 
 def words(text: str) -> str:
