@@ -69,6 +69,21 @@ def run_table(name: str) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(r) for r in run(open_lake(load_settings()), [name])]
 
 
+def maintain_tables(steps: Sequence[str]) -> list[dict[str, Any]]:
+    """Do maintenance steps for every table that exists; returns the reports.
+
+    Raises:
+        Retryable: naming the tables for which a step could not be done; the others are done.
+    """
+    from lakehouse.errors import Retryable
+    from lakehouse.maintenance.run import maintain
+
+    reports = list(maintain(open_lake(load_settings()), steps=steps))
+    if problems := [f"{r.step}: {r.problem}" for r in reports if r.problem]:
+        raise Retryable("; ".join(problems))
+    return [msgspec.to_builtins(r) for r in reports]
+
+
 def scan_table(name: str) -> dict[str, Any]:
     """Hold the published table to its Soda contract; returns the report.
 

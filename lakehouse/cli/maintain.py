@@ -21,6 +21,7 @@ class Step(StrEnum):
     """The steps, in the order in which they are done: see STEPS."""
 
     RETENTION = "retention"
+    COMPACT = "compact"
     MANIFESTS = "manifests"
     EXPIRE = "expire"
     ORPHANS = "orphans"

@@ -12,6 +12,7 @@ from pyiceberg.table import Table
 from lakehouse.declarations import Declaration
 from lakehouse.errors import LakehouseError, Retryable, RolledBack
 from lakehouse.lake import Lake
+from lakehouse.maintenance.compact import compact, plan_compaction
 from lakehouse.maintenance.expire import expire, plan_expiry, remove_expired_files
 from lakehouse.maintenance.manifests import rewrite_manifests, small_manifests
 from lakehouse.maintenance.orphans import remove_orphans
@@ -53,6 +54,13 @@ def _retention(job: _Job) -> dict[str, int]:
     return {"files": files_dropped, "rows": rows}
 
 
+def _compact(job: _Job) -> dict[str, int]:
+    if job.dry_run:
+        bins = plan_compaction(job.table, job.lake.settings)
+        return {"files": sum(map(len, bins)), "bytes": sum(f.file_size_in_bytes for b in bins for f in b)}
+    return compact(job.lake, job.declared, job.table, job.say)
+
+
 def _manifests(job: _Job) -> dict[str, int]:
     return {"manifests": small_manifests(job.table) if job.dry_run else rewrite_manifests(job.table, job.lake.run)}
 
@@ -77,6 +85,7 @@ def _orphans(job: _Job) -> dict[str, int]:
 
 STEPS: dict[str, Callable[[_Job], dict[str, int]]] = {
     "retention": _retention,
+    "compact": _compact,
     "manifests": _manifests,
     "expire": _expire,
     "orphans": _orphans,

@@ -133,6 +133,17 @@ def test_the_tasks_follow_from_the_declarations(imported: dict[str, Any]) -> Non
     assert all((task["retries"], task["delay"]) == (3, 30.0) for task in road["tasks"].values())
 
 
+def test_maintenance_runs_beside_the_road(imported: dict[str, Any]) -> None:
+    dags = imported["dags"]
+    assert {name: dags[name]["schedule"] for name in ("expire", "compact", "tidy")} == {
+        "expire": "*/5 * * * *",
+        "compact": "17 * * * *",
+        "tidy": "43 3 * * *",
+    }
+    for name in ("expire", "compact", "tidy"):
+        assert (dags[name]["catchup"], dags[name]["max_active_runs"], list(dags[name]["tasks"])) == (False, 1, ["maintain"])
+
+
 # --- the run -----------------------------------------------------------------------------------------------------------
 
 
