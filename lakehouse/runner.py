@@ -104,10 +104,14 @@ class Plan:
 
         In a replay they have their letters already: what is said of them now is kept for the end of it.
         """
-        if refused is None or self.again is None:
-            return write_dead_letters(self.lake, self.declared.table, refused) if refused is not None else 0
-        self.refused.append(refused)
-        return 0
+        if refused is None or refused.num_rows == 0:
+            return 0
+        if self.again is not None:
+            rows, keys = pl.DataFrame(refused), ["topic", "partition", "offset"]
+            again = pl.DataFrame(self.again.select(keys))
+            self.refused.append(rows.join(again, on=keys, how="semi").to_arrow())
+            refused = rows.join(again, on=keys, how="anti").to_arrow()
+        return write_dead_letters(self.lake, self.declared.table, refused)
 
     def new_rows(self, name: str, columns: str) -> pa.Table:
         """The same rows in memory; `columns` is an SQL select list."""
@@ -394,7 +398,7 @@ def _first_copies(plan: Plan, rows: pa.Table, known: Sequence[DataFile]) -> tupl
     copies = copies.with_columns(pl.col("filename").is_null().alias("__new"))  # of equals the copy that is there counts
     winners, conflicts = first_copies(copies, keys=keys, first_by=[*build.first_by, "__new"], content=build.conflict_on)
     if not conflicts.is_empty():
-        write_dead_letters(plan.lake, plan.declared.table, conflict_letters(conflicts, build.first_by[0]))
+        plan.reject(conflict_letters(conflicts, build.first_by[0]))
     insert = winners.filter("__new")
     late = insert.join(there.select(*keys, pl.col("filename").alias("replaced")), on=keys)
     rows = insert.drop("filename", "__new").to_arrow()

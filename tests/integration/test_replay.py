@@ -199,3 +199,16 @@ def test_progress_is_told(tmp_path: Path, fixed: Path) -> None:
     say: Callable[[str, int, int], None] = lambda *what: told.append(what)  # noqa: E731
     replay(make(tmp_path / "home", fixed), "product.events", on_step=say)
     assert told[-1] == ("product.events", 2, 2)
+
+
+def test_a_conflicting_copy_stays_one_however_often_it_is_replayed(tmp_path: Path) -> None:
+    lake = make(tmp_path / "home")
+    for batch, email in enumerate(("a@example.com", "b@example.com")):
+        body = {"id": "cus_1", "object": "customer", "email": email}
+        event = {"id": "evt_1", "at": "2026-01-01T00:00:00Z", "type": "customer.created", "object": body}
+        feed_stripe(lake, event | {"received": f"2026-01-01T00:0{batch}:00Z"})
+        run(lake)
+    before = content(lake)
+    assert replay(lake, "billing.event_versions").refused == {"conflicting_copy": 1}
+    assert [(r["offset"], r["reason"], r["resolved"]) for r in rows(lake, LETTERS)] == [(1, "conflicting_copy", False)]
+    assert content(lake) == before
