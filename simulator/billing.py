@@ -8,7 +8,7 @@ from typing import Any
 
 from simulator.catalogue import Price
 from simulator.chance import base62
-from simulator.events import EventLog
+from simulator.events import EventLog, Money
 from simulator.invoice_shapes import render_invoice, render_invoice_payment
 from simulator.payment_shapes import (
     render_charge,
@@ -132,6 +132,19 @@ def tell_invoice(desk: Desk, invoice: Invoice, at: int, kind: str) -> None:
     desk.log.add(at, kind, render_invoice(invoice, desk.log.version(at)))
 
 
+def bill(desk: Desk, invoice: Invoice, at: int, kind: str, amount: int) -> None:
+    """Book what an invoice adds to (or takes from) what was billed."""
+    assert invoice.finalized_at is not None
+    customer = invoice.subscription.customer
+    desk.log.book(Money("billed", kind, invoice.id, invoice.id, customer.id, customer.currency, amount, at, invoice.finalized_at))
+
+
+def move(desk: Desk, charge: Charge, at: int, kind: str, object_id: str, amount: int) -> None:
+    """Book cash that comes or goes because of a charge."""
+    customer = charge.intent.invoice.subscription.customer
+    desk.log.book(Money("cash", kind, object_id, charge.id, customer.id, customer.currency, amount, at, charge.created))
+
+
 def finalize(desk: Desk, invoice: Invoice, at: int) -> None:
     """Finalize: the amounts are fixed and a payment intent exists; an invoice over nothing is paid at once."""
     invoice.status, invoice.finalized_at = "open", at
@@ -140,6 +153,7 @@ def finalize(desk: Desk, invoice: Invoice, at: int) -> None:
         invoice.intent = intent
         desk.log.add(at, "payment_intent.created", render_intent(intent, desk.log.version(at)))
     tell_invoice(desk, invoice, at, "invoice.finalized")
+    bill(desk, invoice, at, "invoice", invoice.total)
     if invoice.total == 0:
         invoice.status, invoice.paid_at = "paid", at
         tell_invoice(desk, invoice, at, "invoice.paid")
@@ -159,6 +173,7 @@ def attempt(desk: Desk, invoice: Invoice, at: int, *, succeeds: bool, next_attem
     if succeeds:
         intent.status, invoice.status, invoice.paid_at, invoice.next_attempt = "succeeded", "paid", at, None
         log.add(at, "charge.succeeded", render_charge(charge, version))
+        move(desk, charge, at, "charge", charge.id, intent.amount)
         log.add(at, "payment_intent.succeeded", render_intent(intent, version))
         tell_invoice(desk, invoice, at, "invoice.paid")
         tell_invoice(desk, invoice, at, "invoice.payment_succeeded")
@@ -181,9 +196,11 @@ def give_up(desk: Desk, invoice: Invoice, at: int, *, void: bool) -> None:
             invoice.intent.status, invoice.intent.canceled_at = "canceled", at
             desk.log.add(at, "payment_intent.canceled", render_intent(invoice.intent, desk.log.version(at)))
         tell_invoice(desk, invoice, at, "invoice.voided")
+        bill(desk, invoice, at, "invoice_voided", -invoice.total)
     else:
         invoice.status, invoice.uncollectible_at = "uncollectible", at
         tell_invoice(desk, invoice, at, "invoice.marked_uncollectible")
+        bill(desk, invoice, at, "invoice_uncollectible", -invoice.total)
 
 
 def refund(desk: Desk, charge: Charge, at: int, amount: int, reason: str | None) -> Refund:
@@ -193,6 +210,7 @@ def refund(desk: Desk, charge: Charge, at: int, amount: int, reason: str | None)
     before = render_charge(charge, version)
     charge.refunded += amount
     after = render_charge(charge, version)
+    move(desk, charge, at, "refund", made.id, -amount)
     desk.log.add(at, "refund.created", render_refund(made), asked=True)
     desk.log.add(at, "charge.refunded", after, previous_attributes(before, after), asked=True)
     return made
@@ -205,6 +223,7 @@ def fail_refund(desk: Desk, made: Refund, at: int) -> None:
     old = render_refund(made)
     made.status = "failed"
     made.charge.refunded -= made.amount
+    move(desk, made.charge, at, "refund_failed", made.id, made.amount)
     after, new = render_charge(made.charge, version), render_refund(made)
     desk.log.add(at, "refund.updated", new, previous_attributes(old, new))
     desk.log.add(at, "refund.failed", new)
@@ -219,6 +238,8 @@ def open_dispute(desk: Desk, charge: Charge, at: int, *, inquiry: bool) -> Dispu
     version = desk.log.version(at)
     if not inquiry:
         made.movements.append((f"txn_1{base62(desk.rng, 23)}", -made.amount, DISPUTE_FEE, at))
+        move(desk, charge, at, "dispute_withdrawn", made.id, -made.amount)
+        move(desk, charge, at, "dispute_fee", made.id, -DISPUTE_FEE)
         charge.disputed = True
     desk.log.add(at, "charge.dispute.created", render_dispute(made, version))
     if not inquiry:
@@ -244,6 +265,7 @@ def close_dispute(desk: Desk, made: Dispute, at: int, *, won: bool) -> None:
     made.status = "warning_closed" if inquiry else "won" if won else "lost"
     if won and not inquiry:
         made.movements.append((f"txn_1{base62(desk.rng, 23)}", made.amount, 0, at))
+        move(desk, made.charge, at, "dispute_reinstated", made.id, made.amount)
     after = render_dispute(made, version)
     desk.log.add(at, "charge.dispute.closed", after, {"status": before["status"]})
     if won and not inquiry:

@@ -58,6 +58,24 @@ class Delivery:
     event_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Money:
+    """One movement that finance must find: what happened, when, and when the revenue that it changes arose (epoch seconds).
+
+    `origin_id`: the charge or invoice whose revenue it changes; `amount`: signed, minor units.
+    """
+
+    basis: str
+    kind: str
+    object_id: str
+    origin_id: str
+    customer_id: str
+    currency: str
+    amount: int
+    at: int
+    origin_at: int
+
+
 @dataclass(slots=True)
 class EventLog:
     """Collects what happens before `horizon` (epoch seconds, exclusive), rendered at the version of its time."""
@@ -66,6 +84,12 @@ class EventLog:
     horizon: int
     switch_at: int
     events: list[StripeEvent] = field(default_factory=list)
+    money: list[Money] = field(default_factory=list)
+
+    def book(self, moved: Money) -> None:
+        """Write down that money moved (or was billed); nothing happens at or after the horizon, and nothing moves nothing."""
+        if moved.at < self.horizon and moved.amount:
+            self.money.append(moved)
 
     def version(self, at: int) -> str:
         """The endpoint's API version at `at`: basil from the middle of the world on."""

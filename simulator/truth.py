@@ -21,6 +21,7 @@ from typing import Any
 
 import polars as pl
 
+from simulator.revenue import mrr_movements, revenue
 from simulator.timeline import PlanInterval
 from simulator.usage import MALFORMATIONS
 from simulator.workspaces import Workspace
@@ -69,7 +70,7 @@ _TIMELINE = {
 
 
 def write_truth(world: World, folder: Path) -> None:
-    """Write `product_events`, `subscription_history`, `plan_timeline`, `stripe_events` (Parquet) and `truth.json`.
+    """Write the truth, one Parquet file a kind of thing, and `truth.json`.
 
     Times are timestamps in microseconds, UTC; intervals are [valid_from, valid_to), NULL open.
     """
@@ -79,6 +80,8 @@ def write_truth(world: World, folder: Path) -> None:
         "subscription_history": subscription_history(world),
         "plan_timeline": plan_timeline(world),
         "stripe_events": stripe_events(world),
+        "revenue": revenue(world.money),
+        "mrr_movements": mrr_movements(world.histories.values()),
     }
     for name, frame in frames.items():
         frame.write_parquet(folder / f"{name}.parquet", compression="zstd", compression_level=1)

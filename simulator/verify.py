@@ -22,6 +22,15 @@ SELECT subscription_id, customer_id, status, billing_status, price_id, plan, qua
 FROM billing.subscription_history
 """
 TIMELINE = "SELECT customer_id, subscription_id, plan, price_id, billing_status, valid_from, valid_to FROM billing.plan_timeline"
+# an entry and its reversal are nothing; what is left must have happened, to the minor unit
+REVENUE = """
+SELECT basis, entry_type, object_id, origin_id, customer_id, currency, sum(amount_minor)::BIGINT AS amount_minor,
+       booked_at, effective_at
+FROM billing.revenue_ledger
+GROUP BY basis, entry_type, object_id, origin_id, customer_id, currency, booked_at, effective_at
+HAVING sum(amount_minor) <> 0
+"""
+MRR = "SELECT customer_id, currency, movement_date, movement, before_minor, after_minor FROM billing.mrr_movements"
 RAW = """
 SELECT (SELECT count(*) FROM raw.product_events) AS product_events, (SELECT count(*) FROM raw.stripe_events) AS stripe_events
 """
@@ -53,6 +62,8 @@ def verify(folder: Path, query: Query) -> dict[str, Any]:
         {"stripe_customer_id": "customer_id", "pause_collection": "collection_paused"}
     )
     timeline = pl.read_parquet(truth / "plan_timeline.parquet").rename({"stripe_customer_id": "customer_id"})
+    money = pl.read_parquet(truth / "revenue.parquet")
+    movements = pl.read_parquet(truth / "mrr_movements.parquet")
     found: dict[str, Any] = {
         "product_events": {
             "sent": told["product_events"]["sent"],
@@ -71,6 +82,8 @@ def verify(folder: Path, query: Query) -> dict[str, Any]:
         "subscription_history": compare_intervals(history, pl.DataFrame(query(HISTORY))),
         # the lake's timeline also breaks where seats change, which the truth does not tell
         "plan_timeline": compare_intervals(timeline, coalesce(pl.DataFrame(query(TIMELINE)), "customer_id")),
+        "revenue_ledger": compare_money(money, pl.DataFrame(query(REVENUE))),
+        "mrr_movements": _renamed(compare_intervals(movements, pl.DataFrame(query(MRR))), "movements"),
     }
     return found | {"problems": _problems(found)}
 
@@ -115,6 +128,23 @@ def compare_intervals(true: pl.DataFrame, stored: pl.DataFrame) -> dict[str, int
     return {"intervals": true.height, "stored": stored.height, "wrong": missing + false + doubled}
 
 
+def compare_money(true: pl.DataFrame, stored: pl.DataFrame) -> dict[str, Any]:
+    """Movements of money that are true, how many are wrong, and by how many minor units each (basis, currency) is off in sum."""
+    found = _renamed(compare_intervals(true, stored), "movements")
+    total = [pl.col("amount_minor").sum()]
+    sums = {
+        f"{basis} {currency}": amount
+        for basis, currency, amount in true.group_by("basis", "currency").agg(total).sort("basis", "currency").iter_rows()
+    }
+    ours = {f"{b} {c}": amount for b, c, amount in stored.group_by("basis", "currency").agg(total).iter_rows()}
+    off = {k: ours.get(k, 0) - sums.get(k, 0) for k in sorted({*sums, *ours})}
+    return found | {"net_minor": sums, "off_minor": {k: v for k, v in off.items() if v}}
+
+
+def _renamed(found: dict[str, int], what: str) -> dict[str, Any]:
+    return {what if k == "intervals" else k: v for k, v in found.items()}
+
+
 def coalesce(intervals: pl.DataFrame, key: str) -> pl.DataFrame:
     """Neighbouring intervals of a key that meet and agree in every column, as one."""
     values = [c for c in intervals.columns if c not in ("valid_from", "valid_to")]
@@ -146,6 +176,11 @@ def _problems(found: dict[str, Any]) -> list[str]:
     problems += [
         f"{section}: {found[section]['wrong']:,} wrong intervals"
         for section in ("subscription_history", "plan_timeline")
+        if found[section]["wrong"]
+    ]
+    problems += [
+        f"{section}: {found[section]['wrong']:,} wrong movements"
+        for section in ("revenue_ledger", "mrr_movements")
         if found[section]["wrong"]
     ]
     return problems

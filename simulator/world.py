@@ -10,7 +10,7 @@ from typing import Any
 from simulator.billing import Desk, change_subscription, tell_subscription
 from simulator.catalogue import PRICES, PRODUCTS, price_id
 from simulator.chance import base62, generator
-from simulator.events import Delivery, EventLog, StripeEvent, disorder_ids, schedule
+from simulator.events import Delivery, EventLog, Money, StripeEvent, disorder_ids, schedule
 from simulator.lives import BEGINNINGS, Life, next_period
 from simulator.payloads import ProductRecords
 from simulator.people import make_card, make_person
@@ -60,7 +60,7 @@ class World:
     """A world: what is sent (deliveries, the changes of the CRM, `product_records`) and what is true (the rest).
 
     `start`, `end`: UTC; `end` includes the tail of late deliveries. `stripe_events` are in true order.
-    `histories`: by subscription id; `timelines`: by Stripe customer id.
+    `histories`: by subscription id; `timelines`: by Stripe customer id; `money`: what was billed and what cash moved.
     """
 
     config: WorldConfig
@@ -74,6 +74,7 @@ class World:
     workspaces: list[Workspace]
     histories: dict[str, list[StateInterval]]
     timelines: dict[str, list[PlanInterval]]
+    money: list[Money]
 
 
 def build_world(config: WorldConfig) -> World:
@@ -98,7 +99,7 @@ def build_world(config: WorldConfig) -> World:
     memberships = make_memberships(generator(config.seed, "memberships"), workspaces, records.members(), horizon)
     return World(
         config, config.start.astimezone(UTC), end, deliveries, changes, memberships, records, events, workspaces, histories,
-        timelines,
+        timelines, log.money,
     )  # fmt: skip
 
 

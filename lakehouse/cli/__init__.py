@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
             reconcile,
             rendering,
             replay,
+            revenue,
         )
         from lakehouse.cli.app import app
 

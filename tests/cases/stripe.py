@@ -6,6 +6,8 @@ import json
 from datetime import datetime
 from typing import Any
 
+from tests.cases.money import OBJECTS
+
 PRICES = {
     "starter": ("price_starter", "prod_streamforge_starter", 4900, "month"),
     "pro": ("price_pro", "prod_streamforge_pro", 19900, "month"),
@@ -52,9 +54,16 @@ def subscription(spec: dict[str, Any], shape: str) -> dict[str, Any]:
 
 
 def event(spec: dict[str, Any]) -> dict[str, Any]:
-    """An event: `spec` has type, at, and `subscription` (short) or `object` (whole); id, previous, livemode, shape."""
+    """An event: `spec` has type, at, and `subscription` or an object of tests/cases/money.py (short), or `object` (whole).
+
+    Besides: id, previous, livemode, shape.
+    """
     shape = spec.get("shape", BASIL)
-    body = spec["object"] if "object" in spec else subscription(spec.get("subscription", {}), shape)
+    short = next((kind for kind in OBJECTS if kind in spec), None)
+    if short:
+        body = OBJECTS[short](spec[short], spec["at"], shape)
+    else:
+        body = spec["object"] if "object" in spec else subscription(spec.get("subscription", {}), shape)
     data: dict[str, Any] = {"object": body}
     if "previous" in spec:
         data["previous_attributes"] = spec["previous"]

@@ -18,6 +18,7 @@ from lakehouse.cli import (  # noqa: F401 - they register their commands
     reconcile,
     rendering,
     replay,
+    revenue,
 )
 from lakehouse.cli.app import app
 
@@ -36,6 +37,7 @@ JSON_EXAMPLES = {
     "bench": [],
     "replay": ["product.events", "--dry-run"],
     "maintain": ["ops.dead_letters", "--dry-run"],
+    "revenue": [],
     "render": ["soda", "product.events"],
 }
 # with services in test_services.py and test_reconcile_commands.py; what changes the world, in test_operate.py
