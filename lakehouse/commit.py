@@ -73,7 +73,7 @@ class Change:
     rewrite: False is an append at position. inputs: snapshot ids of what it read. sources: origin of each topic.
     note: more for the summary; its `kind` says what maintenance did. updates: table updates that land in the same commit (a
     property, a tag). refuse: is called with the metadata of each attempt and raises what forbids it. cluster: write the
-    manifests anew, by partition.
+    manifests anew, by partition. by_hand: a person sets positions, back if need be (lakehouse/reposition.py).
     """
 
     consumer: str
@@ -90,6 +90,7 @@ class Change:
     updates: Sequence[TableUpdate] = ()
     refuse: Callable[[TableMetadata], None] | None = None
     cluster: bool = False
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
     name = ".".join(table.name())
     expected = dict(change.expected)
     moves = {k: v for k, v in change.reached.items() if expected.get(k, 0) != v or k not in expected}
-    if not (moves or change.add or change.remove or change.updates or change.cluster):
+    if not (moves or change.add or change.remove or change.updates or change.cluster or change.by_hand):
         return Committed(None)
-    if backwards := {k: v for k, v in moves.items() if v < expected.get(k, 0)}:
+    if (backwards := {k: v for k, v in moves.items() if v < expected.get(k, 0)}) and not change.by_hand:
         raise Fenced(f"{name}: {change.consumer} would go back at {backwards}; positions only advance")
     swept = table.properties.get(SWEPT)
     attempted: list[int] = []

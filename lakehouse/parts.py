@@ -6,6 +6,7 @@ under the entry point group `lakehouse.parts`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -38,6 +39,33 @@ class Writers(Protocol):
         seen_at: datetime | None = None,
     ) -> list[Any]:
         """Bring every source (or those named) up to date; returns the batches committed."""
+
+    def follow(
+        self,
+        lake: Lake,
+        services: Services,
+        stop: threading.Event,
+        names: Sequence[str] = (),
+        on_batch: Callable[[Any], None] | None = None,
+    ) -> None:
+        """Bring Kafka topics (default: all) to their tables until `stop` is set."""
+
+    def standings(self, lake: Lake, services: Services, name: str) -> Sequence[Any]:
+        """Where a raw table stands in each partition of its topic; see writers.positions.Standing."""
+
+    def set_positions(
+        self,
+        lake: Lake,
+        services: Services,
+        name: str,
+        partitions: list[int],
+        to: int | str,
+        why: str,
+        *,
+        again: bool = False,
+        skip: bool = False,
+    ) -> Sequence[Any]:
+        """Set partitions (none: all) to an offset, by hand; returns where they stand then."""
 
     def ingest_crm(self, lake: Lake, url: str, seen_at: datetime | None = None) -> list[Any]:
         """Poll the CRM's tables once; returns the batches committed."""

@@ -63,8 +63,14 @@ class Settings(BaseSettings):
     kafka_ca: Path | None = Field(None, description="CA certificates of the brokers (PEM), if not those of the system")
     product_topic: str = "product.events"
     stripe_topic: str = "stripe.webhooks"
-    batch_rows: int = Field(50_000, ge=1, description="a micro-batch ends after this many records ...")
-    batch_bytes: int = Field(128 * 2**20, ge=1, description="... or this many payload bytes")
+    ingest_rows: int = Field(1_000_000, ge=1, description="a batch of a Kafka writer is committed after this many records ...")
+    ingest_bytes: int = Field(2**30, ge=1, description="... or this many bytes ...")
+    ingest_seconds: float = Field(30.0, gt=0, description="... or this long after its first record")
+    ingest_session_seconds: float = Field(
+        10.0, ge=1, description="a writer silent for so long loses its partitions to the others"
+    )
+    ingest_refresh_seconds: float = Field(30.0, ge=1, description="how often a writer looks for new partitions of its topic")
+    batch_rows: int = Field(50_000, ge=1, description="a transform takes up to this many new rows at a time")
 
     webhook_host: str = "127.0.0.1"
     webhook_port: int = Field(0, ge=0, le=65535, description="0 picks a free port")
@@ -77,6 +83,10 @@ class Settings(BaseSettings):
     stripe_api_version: str = Field("2025-03-31.basil", description="the version that fetched objects are rendered at")
     stripe_rate_limit: float = Field(25.0, gt=0, description="requests a second that Stripe allows on one endpoint ...")
     stripe_rate_share: float = Field(0.5, gt=0, le=1, description="... and the share of them that reconciliation may use")
+
+    metrics_host: str = Field("127.0.0.1", description="address on which a long-running command serves its metrics ...")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="... and port (Prometheus); not served if unset")
+    metrics_file: Path | None = Field(None, description="file to which a command writes its metrics when it ends")
 
     crm_url: str | None = Field(None, description="SQLAlchemy URL of the CRM; embedded: a SQLite file under `home`")
 

@@ -1,18 +1,41 @@
-"""Staging: rows become sorted Parquet files before any commit, once; a conflict commits the same files again."""
+"""Staging: rows become Parquet files before any commit, once; a conflict commits the same files again."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
-from pyiceberg.io.pyarrow import _dataframe_to_data_files, schema_to_pyarrow
-from pyiceberg.manifest import DataFile
-from pyiceberg.table import Table
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyiceberg.io import OutputStream
+from pyiceberg.io.pyarrow import (
+    MetricModeTypes,
+    MetricsMode,
+    compute_statistics_plan,
+    data_file_statistics_from_parquet_metadata,
+    parquet_path_to_id_mapping,
+    schema_to_pyarrow,
+)
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+from pyiceberg.table import Table, TableProperties
+from pyiceberg.typedef import Record
+from pyiceberg.types import BinaryType
 
 from lakehouse.declarations import Declaration
 from lakehouse.errors import ChecksFailed, Terminal
 from lakehouse.outages import reaching
+
+ROW_GROUP_BYTES = 32 * 2**20
+"""Arrow bytes of a row group: what a reader has to hold, and what a writer holds back until it is full."""
+
+LARGEST_ROW_GROUP = 1_048_576
+"""Rows: narrow tables would otherwise get row groups of many millions, in which nothing is pruned."""
 
 
 def conform(table: Table, rows: pa.Table) -> pa.Table:
@@ -35,7 +58,7 @@ def conform(table: Table, rows: pa.Table) -> pa.Table:
             raise Terminal(
                 f"{'.'.join(table.name())}: column {field.name!r} does not fit {field.type}: {type(error).__name__}"
             ) from None
-    # whether a required field holds NULL is for `stage` to say: transforms conform rows that they only pass on
+    # whether a required field holds NULL is for `refuse_nulls` to say: transforms conform rows that they only pass on
     return pa.table(columns, schema=pa.schema([f.with_nullable(True) for f in schema]))
 
 
@@ -51,16 +74,165 @@ def stage(table: Table, declared: Declaration, rows: pa.Table) -> list[DataFile]
     rows = conform(table, rows)
     if rows.num_rows == 0:
         return []
+    refuse_nulls(table, declared, rows)
+    if declared.sort:
+        rows = rows.sort_by([(c, "ascending") for c in declared.sort])
+    files = OpenFiles(table, declared)
+    try:
+        files.write(rows)
+        return files.close()
+    except BaseException:
+        files.abandon()
+        raise
+
+
+def refuse_nulls(table: Table, declared: Declaration, rows: pa.Table) -> None:
+    """Raise ChecksFailed if a required column holds NULL."""
     required = [f.name for f in table.schema().fields if f.required]
     if missing := [f"not_null({c}): {n} rows" for c in required if (n := rows.column(c).null_count)]:
         raise ChecksFailed(
             f"{declared.table}: the batch was held, nothing was committed: {'; '.join(missing)}. Rules: {declared.path}"
         )
-    if declared.sort:
-        rows = rows.sort_by([(c, "ascending") for c in declared.sort])
-    # pyiceberg 0.12 offers writing without committing under this private name alone; test_contract.py pins it.
-    with reaching(f"{declared.table}: writing data files to {table.location()}"):
-        files = list(_dataframe_to_data_files(table.metadata, rows, table.io, uuid.uuid4(), itertools.count()))
-    for file in files:
-        file.spec_id = table.spec().spec_id  # known to readers of manifests, not yet to a file just written
-    return files
+
+
+@dataclass
+class _Open:
+    """One file that is being written."""
+
+    path: str
+    partition: Record
+    stream: OutputStream
+    parquet: pq.ParquetWriter
+
+
+class OpenFiles:
+    """Parquet files that are written while rows still come: one for each partition touched, and a new one at the target size.
+
+    The files belong to no snapshot. Not for two threads at once.
+    """
+
+    def __init__(self, table: Table, declared: Declaration) -> None:
+        self._table, self._declared = table, declared
+        self._schema = schema_to_pyarrow(table.schema())
+        self._paths = parquet_path_to_id_mapping(table.schema())
+        binary = {f.name for f in table.schema().fields if isinstance(f.field_type, BinaryType)}
+        restricted = {c.name for c in declared.columns if c.pii == "restricted"}
+        # Bounds of a payload prune nothing, and bounds of restricted columns would stand in manifests, which nobody masks.
+        self._bounded = [f.name for f in table.schema().fields if f.field_type.is_primitive and f.name not in binary | restricted]
+        properties = table.metadata.properties
+        self._parquet: dict[str, Any] = {
+            "compression": properties.get(TableProperties.PARQUET_COMPRESSION, TableProperties.PARQUET_COMPRESSION_DEFAULT),
+            "compression_level": int(properties.get(TableProperties.PARQUET_COMPRESSION_LEVEL, "1")),
+            "write_statistics": self._bounded,
+            "use_dictionary": [path for path in self._paths if path not in binary],  # payloads do not repeat
+            "store_decimal_as_integer": True,
+        }
+        bounded = {table.schema().find_field(name).field_id for name in self._bounded}
+        self._plan = {
+            number: column if number in bounded else replace(column, mode=MetricsMode(MetricModeTypes.NONE))
+            for number, column in compute_statistics_plan(table.schema(), properties).items()
+        }
+        self._target = int(
+            properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, TableProperties.WRITE_TARGET_FILE_SIZE_BYTES_DEFAULT)
+        )
+        self._name, self._count = uuid.uuid4(), itertools.count()
+        self._open: dict[str, _Open] = {}
+        self._done: list[DataFile] = []
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows (conformed, no NULL where one is required) as row groups, in the order they have.
+
+        Raises:
+            Retryable: the object store failed. Terminal: it refuses.
+        """
+        with reaching(f"{self._declared.table}: writing data files to {self._table.location()}"):
+            self._write(rows)
+
+    def _write(self, rows: pa.Table) -> None:
+        per_group = max(1, min(LARGEST_ROW_GROUP, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
+        for key, part in _by_partition(self._table, rows):
+            part = pa.table(part.columns, schema=self._schema)  # with field ids, and NULL only where it may be
+            for start in range(0, part.num_rows, per_group):
+                place = key.to_path() if key else ""
+                if place not in self._open:
+                    self._open[place] = self._create(key)
+                file = self._open[place]
+                file.parquet.write_table(part.slice(start, per_group), row_group_size=per_group)
+                if file.stream.tell() >= self._target:
+                    self._close(place)
+
+    def close(self) -> list[DataFile]:
+        """End all files; they are complete, and still belong to no snapshot."""
+        with reaching(f"{self._declared.table}: writing data files to {self._table.location()}"):
+            for place in list(self._open):
+                self._close(place)
+        return self._done
+
+    def abandon(self) -> None:
+        """Remove what was written. Only for files that no attempt of a commit has named."""
+        for file in self._open.values():
+            with contextlib.suppress(Exception):
+                file.parquet.close()
+            with contextlib.suppress(Exception):
+                file.stream.close()
+        for path in [*(f.path for f in self._open.values()), *(f.file_path for f in self._done)]:
+            with contextlib.suppress(Exception):  # what stays is an orphan, which maintenance removes
+                self._table.io.delete(path)
+        self._open, self._done = {}, []
+
+    def _create(self, key: PartitionKey | None) -> _Open:
+        name = f"{next(self._count):05d}-{self._name}.parquet"
+        path = self._table.location_provider().new_data_location(name, key)
+        stream = self._table.io.new_output(path).create()
+        parquet = pq.ParquetWriter(stream, self._schema, **self._parquet)
+        return _Open(path, key.partition if key else Record(), stream, parquet)
+
+    def _close(self, place: str) -> None:
+        file = self._open[place]
+        file.parquet.close()
+        size = file.stream.tell()
+        file.stream.close()
+        del self._open[place]
+        statistics = data_file_statistics_from_parquet_metadata(file.parquet.writer.metadata, self._plan, self._paths)
+        data_file = DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=file.path,
+            file_format=FileFormat.PARQUET,
+            partition=file.partition,
+            file_size_in_bytes=size,
+            sort_order_id=None,  # a file is sorted within each row group
+            spec_id=self._table.spec().spec_id,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
+        data_file.spec_id = self._table.spec().spec_id  # what `from_args` is given is for the manifest alone
+        self._done.append(data_file)
+
+
+def _by_partition(table: Table, rows: pa.Table) -> Iterator[tuple[PartitionKey | None, pa.Table]]:
+    """The rows of each partition of the table's present spec, in the order they have; untouched if there is but one."""
+    spec, schema = table.spec(), table.schema()
+    if spec.is_unpartitioned():
+        yield None, rows
+        return
+    values = {}
+    for number, field in enumerate(spec.fields):
+        source = schema.find_field(field.source_id)
+        values[str(number)] = field.transform.pyarrow_transform(source.field_type)(rows.column(source.name))
+    places = pa.table(values)
+    found = places.group_by(list(values)).aggregate([]).to_pylist()
+    for place in found:
+        key = PartitionKey([PartitionFieldValue(f, v) for f, v in zip(spec.fields, place.values(), strict=True)], spec, schema)
+        part = rows
+        if len(found) > 1:
+            masks = [_equal(places.column(n), value) for n, value in place.items()]
+            mask = masks[0]
+            for other in masks[1:]:
+                mask = pc.and_(mask, other)
+            part = rows.filter(mask)
+        yield key, part
+
+
+def _equal(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
+    return pc.is_null(column) if value is None else pc.fill_null(pc.equal(column, pa.scalar(value, column.type)), False)

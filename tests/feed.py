@@ -13,7 +13,7 @@ from lakehouse.lake import Lake
 from lakehouse.positions import NUMBERED_HERE, vector_of
 from lakehouse.queries import connect, query
 from tests.cases.stripe import event
-from writers.kafka import RAW_SCHEMA, received_by_kafka
+from writers.records import RAW_SCHEMA, received_by_kafka
 from writers.stripe import with_envelope
 
 

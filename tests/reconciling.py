@@ -20,9 +20,9 @@ from simulator.account import Account
 from simulator.api import Faults, StripeApi
 from simulator.events import StripeEvent
 from tests.feed import _append
-from writers.kafka import RAW_SCHEMA
 from writers.reconcile import reconcile
 from writers.reconcile_job import Report
+from writers.records import RAW_SCHEMA
 from writers.stripe import with_envelope
 from writers.stripe_api import StripeReader
 from writers.webhook_records import Record, make_record

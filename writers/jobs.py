@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -11,19 +13,35 @@ from lakehouse.lake import Lake
 from lakehouse.queries import connect
 from lakehouse.services import Services
 from lakehouse.settings import Settings
+from writers import positions
 from writers.crm import TABLES as CRM_SOURCES
 from writers.crm import ingest_crm
-from writers.kafka import Batch, received_by_kafka
+from writers.kafka import Batch, Stream
+from writers.kafka import follow as follow_topic
 from writers.kafka import ingest as ingest_topic
+from writers.positions import Standing
 from writers.reconcile import reconcile as reconcile_account
 from writers.reconcile_job import Report
+from writers.records import received_by_kafka
 from writers.stripe import with_envelope
 from writers.stripe_api import StripeReader
 from writers.webhook_records import KafkaProduce
 from writers.webhooks import WEBHOOK_PATH, ReceiverServer, create_app
 
-__all__ = ["CRM_SOURCES", "SOURCES", "ingest", "ingest_crm", "receiver", "reconcile"]
+__all__ = [
+    "CRM_SOURCES",
+    "SOURCES",
+    "STREAMS",
+    "follow",
+    "ingest",
+    "ingest_crm",
+    "receiver",
+    "reconcile",
+    "set_positions",
+    "standings",
+]
 
+STREAMS = ("raw.stripe_events", "raw.product_events")
 SOURCES = ("raw.stripe_events", *CRM_SOURCES, "raw.product_events")
 
 
@@ -42,20 +60,90 @@ def ingest(
     if unknown := [n for n in names if n not in SOURCES]:
         raise UsageError(f"no writer fills {unknown[0]!r}; sources: {', '.join(SOURCES)}")
     batches: list[Batch] = []
+
+    def told(batch: Batch) -> None:
+        batches.append(batch)
+        if on_batch:
+            on_batch(batch)
+
     for name in names or SOURCES:
-        if name == "raw.stripe_events":
-            with connect(lake.settings) as connection:
-                batches += ingest_topic(
-                    lake, name, services.stripe_topic, services.bootstrap, lambda rows: with_envelope(connection, rows), on_batch
-                )
-        elif name == "raw.product_events":
-            batches += ingest_topic(lake, name, services.product_topic, services.bootstrap, received_by_kafka, on_batch)
+        if name in STREAMS:
+            with _stream(lake, services, name) as stream:
+                ingest_topic(lake, stream, told)
         else:
             for batch in ingest_crm(lake, services.crm_url, seen_at, [name]):
-                batches.append(batch)
-                if on_batch:
-                    on_batch(batch)
+                told(batch)
     return batches
+
+
+def follow(
+    lake: Lake,
+    services: Services,
+    stop: threading.Event,
+    names: Sequence[str] = (),
+    on_batch: Callable[[Batch], None] | None = None,
+) -> None:
+    """Bring Kafka topics (default: all) to their tables until `stop` is set, each in a thread of its own.
+
+    Raises:
+        UsageError: a name is not a table that a topic is written to. Else the first failure of a topic, which stops the others.
+    """
+    for name in names:
+        _require_stream(name)
+    jobs = names or STREAMS
+
+    def work(name: str) -> None:
+        try:
+            with _stream(lake, services, name) as stream:
+                follow_topic(lake, stream, stop, on_batch)
+        finally:
+            stop.set()
+
+    with ThreadPoolExecutor(len(jobs), thread_name_prefix="follow") as threads:
+        for done in [threads.submit(work, name) for name in jobs]:
+            done.result()
+
+
+def standings(lake: Lake, services: Services, name: str) -> list[Standing]:
+    """Where a raw table stands in each partition of its topic: see writers.positions.standings."""
+    return positions.standings(lake, name, _topic(services, name), services.bootstrap)
+
+
+def set_positions(
+    lake: Lake,
+    services: Services,
+    name: str,
+    partitions: list[int],
+    to: int | str,
+    why: str,
+    *,
+    again: bool = False,
+    skip: bool = False,
+) -> list[Standing]:
+    """Set positions of a raw table by hand: see writers.positions.set_by_hand."""
+    topic = _topic(services, name)
+    return positions.set_by_hand(lake, name, topic, services.bootstrap, partitions, to, why, again=again, skip=skip)
+
+
+def _require_stream(name: str) -> None:
+    if name not in STREAMS:
+        raise UsageError(f"no Kafka topic is written to {name!r}; those that are: {', '.join(STREAMS)}")
+
+
+def _topic(services: Services, name: str) -> str:
+    _require_stream(name)
+    return services.stripe_topic if name == "raw.stripe_events" else services.product_topic
+
+
+@contextmanager
+def _stream(lake: Lake, services: Services, name: str) -> Iterator[Stream]:
+    """The topic of a raw table, and what is added to its records."""
+    topic = _topic(services, name)
+    if name != "raw.stripe_events":
+        yield Stream(name, topic, services.bootstrap, received_by_kafka)
+        return
+    with connect(lake.settings) as connection:
+        yield Stream(name, topic, services.bootstrap, lambda rows: with_envelope(connection, rows))
 
 
 def reconcile(

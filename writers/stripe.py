@@ -26,10 +26,11 @@ FROM (
         ) AS f
     FROM records
 )
+ORDER BY topic, partition, "offset"
 """
 
 
 def with_envelope(connection: duckdb.DuckDBPyConnection, records: pa.Table) -> pa.Table:
-    """Raw records (writers.kafka.RAW_SCHEMA) with received_at, source and the Stripe envelope added."""
+    """Raw records (writers.records.RAW_SCHEMA) with received_at, source and the Stripe envelope added."""
     connection.register("records", records)
     return connection.execute(ENVELOPE).to_arrow_table()

@@ -20,8 +20,10 @@ def main(arguments: list[str] | None = None) -> None:
         from lakehouse.cli import (  # noqa: F401 - they register their commands
             bench,
             explore,
+            ingest,
             maintain,
             operate,
+            positions,
             reconcile,
             rendering,
             replay,

@@ -1,4 +1,4 @@
-"""Commands that do: demo, up, ingest, run, verify, scan, rollback."""
+"""Commands that do: demo, up, run, verify, scan, rollback."""
 
 from __future__ import annotations
 
@@ -217,39 +217,6 @@ def until_stopped() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)
-
-
-@app.command()
-def ingest(tables: Tables = None, as_json: AsJson = False) -> None:
-    """Commit what the sources (Kafka topics, CRM) hold now to the raw tables, from the tables' own positions on."""
-    opened = lake()
-    services = find_services(opened.settings)
-    if not tables and _no_crm(opened.settings):
-        tables = [name for name in parts.writers().SOURCES if name not in parts.writers().CRM_SOURCES]
-        err.print("no CRM yet (lakehouse demo makes one, or set LAKEHOUSE_CRM_URL): left out", soft_wrap=True)
-    rows = 0
-    with telling() as say:
-
-        def told(batch: Any) -> None:
-            nonlocal rows
-            rows += batch.rows
-            say(f"{batch.table}: {rows:,} rows committed")
-
-        batches = [msgspec.to_builtins(b) for b in parts.writers().ingest(opened, services, tables or (), told)]
-    if as_json:
-        print_json(batches)
-        return
-    print_rows(
-        ["table", "snapshot", "rows", "payload bytes"],
-        [[b["table"], str(b["snapshot_id"] or "-"), b["rows"], b["payload_bytes"]] for b in batches],
-    )
-    if not rows:
-        out.print("\nNothing was new: the raw tables hold all that the sources do.")
-
-
-def _no_crm(settings: Settings) -> bool:
-    """Whether the CRM is the embedded one and no demo has made it: `lakehouse up` alone needs none."""
-    return settings.crm_url is None and not Path(settings.crm_database_url.removeprefix("sqlite:///")).exists()
 
 
 @app.command()

@@ -13,8 +13,10 @@ from command import SMALL, Ran, finish, start
 from lakehouse.cli import (  # noqa: F401 - they register their commands
     bench,
     explore,
+    ingest,
     maintain,
     operate,
+    positions,
     reconcile,
     rendering,
     replay,

@@ -17,9 +17,11 @@ from lakehouse.services import Services
 from lakehouse.settings import Settings
 from tests.brokers import Broker
 from tests.feed import rows
+from writers import topics
 from writers.jobs import ingest
+from writers.kafka import Batch, Stream
 from writers.kafka import ingest as ingest_topic
-from writers.kafka import received_by_kafka
+from writers.records import received_by_kafka
 
 RAW = "raw.product_events"
 TOPIC = "product.events.test"
@@ -27,7 +29,7 @@ TOPIC = "product.events.test"
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    return open_lake(Settings(home=tmp_path / "home", batch_rows=7), Run("test", "test"))
+    return open_lake(Settings(home=tmp_path / "home", ingest_rows=7), Run("test", "test"))
 
 
 @pytest.fixture
@@ -45,7 +47,9 @@ def produce(broker: Broker, topic: str, *records: tuple[bytes | None, bytes | No
 
 
 def bring(lake: Lake, broker: Broker, topic: str) -> int:
-    return sum(b.rows for b in ingest_topic(lake, RAW, topic, broker.bootstrap_servers, received_by_kafka))
+    found: list[Batch] = []
+    ingest_topic(lake, Stream(RAW, topic, broker.bootstrap_servers, received_by_kafka), found.append)
+    return sum(b.rows for b in found)
 
 
 def test_records_are_stored_as_received(lake: Lake, broker: Broker, topic: str) -> None:
@@ -121,9 +125,10 @@ def test_a_missing_topic(lake: Lake, broker: Broker) -> None:
     assert not lake.exists(RAW), "nothing half-written"
 
 
-def test_a_missing_broker(lake: Lake) -> None:
+def test_a_missing_broker(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "TIMEOUT_SECONDS", 0.5)
     with pytest.raises(Retryable, match="no Kafka broker answers"):
-        ingest_topic(lake, RAW, "t", f"127.0.0.1:{free_port()}", received_by_kafka)
+        ingest_topic(lake, Stream(RAW, "t", f"127.0.0.1:{free_port()}", received_by_kafka))
     assert not lake.exists(RAW), "nothing half-written"
 
 

@@ -5,9 +5,6 @@ If one of these fails after an upgrade, read lakehouse/commit.py and lakehouse/s
 
 from __future__ import annotations
 
-import inspect
-import itertools
-import uuid
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +13,6 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.io.pyarrow import _dataframe_to_data_files, schema_to_pyarrow
 from pyiceberg.manifest import DataFile, ManifestEntryStatus
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
@@ -27,8 +23,10 @@ from pyiceberg.table.update.snapshot import _MergeAppendFiles, _OverwriteFiles
 from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType, NestedField, TimestamptzType
 
+from lakehouse.declarations import Build, Declaration
 from lakehouse.lake import TABLE_PROPERTIES
 from lakehouse.snapshots import OneSnapshot
+from lakehouse.staging import stage
 
 SCHEMA = Schema(NestedField(1, "offset", LongType(), required=False), NestedField(2, "at", TimestamptzType(), required=False))
 SPEC = PartitionSpec(PartitionField(2, 1000, DayTransform(), "at_day"))
@@ -51,33 +49,19 @@ def rows(*offsets: int) -> pa.Table:
     return pa.table({"offset": pa.array(offsets, pa.int64()), "at": pa.array(at, pa.timestamp("us", "UTC"))})
 
 
+DECLARED = Declaration("a.b", "test", "tests", "a row", ["offset"], Build("append"), [])
+
+
 def staged(table: Table, *offsets: int) -> list[DataFile]:
-    files = list(_dataframe_to_data_files(table.metadata, rows(*offsets), table.io, uuid.uuid4(), itertools.count()))
-    for file in files:
-        file.spec_id = table.spec().spec_id
-    return files
+    return stage(table, DECLARED, rows(*offsets))
 
 
 def test_the_version_these_were_found_in() -> None:
     assert version("pyiceberg") == "0.12.0"
 
 
-def test_files_can_be_written_without_a_commit(table: Table) -> None:
-    assert list(inspect.signature(_dataframe_to_data_files).parameters) == [
-        "table_metadata",
-        "df",
-        "io",
-        "write_uuid",
-        "counter",
-    ]
-    (file,) = staged(table, 1, 2)
-    assert Path(file.file_path.removeprefix("file://")).is_file()
-    assert (file.record_count, table.refresh().snapshots()) == (2, [])
-    assert schema_to_pyarrow(SCHEMA, include_field_ids=False).names == ["offset", "at"]
-
-
-def test_the_spec_id_of_a_file_can_be_set_and_is_not_set_by_writing(table: Table) -> None:
-    (file,) = list(_dataframe_to_data_files(table.metadata, rows(1), table.io, uuid.uuid4(), itertools.count()))
+def test_a_file_that_is_written_does_not_know_its_spec_until_told() -> None:
+    file = DataFile.from_args(spec_id=2)
     assert getattr(file, "_spec_id", None) is None
     file.spec_id = 3
     assert file.spec_id == 3
