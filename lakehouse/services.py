@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lakehouse.broker import EmbeddedBroker, ensure_topics
 from lakehouse.errors import UsageError
-from lakehouse.settings import Settings
+from lakehouse.settings import PREFIX, Settings, home_folder, load_settings, local_file
 
 PRODUCT_PARTITIONS, STRIPE_PARTITIONS = 4, 2
 
@@ -90,6 +91,93 @@ def find_services(settings: Settings) -> Services:
     raise UsageError(
         "no Kafka broker: start the embedded one in another shell (lakehouse up), or set LAKEHOUSE_KAFKA_BOOTSTRAP=host:port"
     )
+
+
+def kafka_config(settings: Settings, bootstrap: str) -> dict[str, Any]:
+    """librdkafka's settings for any client of these brokers: where they are, and how we prove who we are. It holds the password.
+
+    Raises:
+        UsageError: MSK IAM is asked for, and its signer is not installed.
+    """
+    config: dict[str, Any] = {"bootstrap.servers": bootstrap, "log_level": 0}  # what goes wrong is raised, not logged
+    if bootstrap != settings.kafka_bootstrap or settings.kafka_security_protocol == "PLAINTEXT":
+        return config  # the embedded broker knows nobody
+    config["security.protocol"] = settings.kafka_security_protocol
+    if settings.kafka_ca:
+        config["ssl.ca.location"] = str(settings.kafka_ca)
+    if settings.kafka_sasl_mechanism == "AWS_MSK_IAM":
+        return config | {"sasl.mechanism": "OAUTHBEARER", "oauth_cb": _msk_token(settings.s3_region)}
+    if settings.kafka_sasl_mechanism and settings.kafka_password:
+        config |= {
+            "sasl.mechanism": settings.kafka_sasl_mechanism,
+            "sasl.username": settings.kafka_username,
+            "sasl.password": settings.kafka_password.get_secret_value(),
+        }
+    return config
+
+
+def _msk_token(region: str | None) -> Callable[[str], tuple[str, float]]:
+    """What gives librdkafka a token for MSK, signed with the credentials of AWS's default chain, whenever the last one ends."""
+    try:
+        from aws_msk_iam_sasl_signer import MSKAuthTokenProvider
+    except ModuleNotFoundError:
+        raise UsageError(
+            "AWS_MSK_IAM needs Amazon's signer, which is not installed: pip install aws-msk-iam-sasl-signer-python"
+        ) from None
+    if region is None:
+        raise UsageError("AWS_MSK_IAM needs the region of the brokers: set LAKEHOUSE_S3_REGION")
+
+    def token(_config: str) -> tuple[str, float]:
+        signed, expires_ms = MSKAuthTokenProvider.generate_auth_token(region)
+        return signed, expires_ms / 1000  # librdkafka wants seconds
+
+    return token
+
+
+def starts_local_services() -> bool:
+    """Whether `lakehouse up` is to start the local profile's services: it is asked for, and no other services are named."""
+    named = ("CATALOG_URI", "WAREHOUSE", "KAFKA_BOOTSTRAP")
+    return os.environ.get(PREFIX + "PROFILE") == "local" and not any(os.environ.get(PREFIX + name) for name in named)
+
+
+@contextmanager
+def local_profile() -> Iterator[Settings]:
+    """Run SeaweedFS and Apache Kafka with their data under the home; other commands of the local profile find them.
+
+    Gives the settings with which they are reached.
+
+    Raises:
+        UsageError: one is not installed, or they run already.
+    """
+    from lakehouse.local.kafka import KafkaBroker, why_unavailable
+    from lakehouse.local.seaweedfs import SeaweedFS
+
+    if reason := why_unavailable():
+        raise UsageError(reason)
+    home = home_folder()
+    file = local_file(home)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / "local.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"the services of {home} already run; stop them first") from None
+        with SeaweedFS(home / "seaweedfs", table_buckets=("lake",)) as store, KafkaBroker(home / "kafka") as kafka:
+            said = store.environment() | {
+                "LAKEHOUSE_CATALOG_URI": store.catalog_uri,
+                "LAKEHOUSE_CATALOG_CREDENTIAL": f"{store.access_key_id}:{store.secret_access_key}",
+                "LAKEHOUSE_WAREHOUSE": "s3://lake",
+                "LAKEHOUSE_KAFKA_BOOTSTRAP": kafka.bootstrap_servers,
+            }
+            file.touch(mode=0o600)
+            file.write_text(json.dumps(said), "utf-8")
+            try:
+                settings = load_settings()
+                topics = {settings.product_topic: PRODUCT_PARTITIONS, settings.stripe_topic: STRIPE_PARTITIONS}
+                ensure_topics(kafka.bootstrap_servers, topics, timeout_seconds=60)
+                yield settings
+            finally:
+                file.unlink(missing_ok=True)
 
 
 def _next_start(settings: Settings) -> int:

@@ -6,10 +6,11 @@ Three profiles run the same code: `embedded` (a laptop, the default), `local` (r
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -169,7 +170,22 @@ class Settings(BaseSettings):
         needed = {"local": ("catalog_uri", "warehouse", "kafka_bootstrap"), "aws": ("warehouse", "kafka_bootstrap")}
         if missing := [n for n in needed.get(self.profile, ()) if getattr(self, n) is None]:
             names = ", ".join(PREFIX + n.upper() for n in missing)
-            raise ValueError(f"the profile {self.profile!r} needs {names}")
+            start = "; or start its services in another shell: lakehouse up" if self.profile == "local" else ""
+            raise ValueError(f"{PREFIX}PROFILE: the profile {self.profile!r} needs {names}{start}")
+        return self
+
+    @model_validator(mode="after")
+    def _who_we_are_to_kafka(self) -> Self:
+        """Half of a proof is a mistake that would show as an endless reconnect, or as a password sent to nobody."""
+        sasl, iam = self.kafka_security_protocol.startswith("SASL"), self.kafka_sasl_mechanism == "AWS_MSK_IAM"
+        if sasl and not self.kafka_sasl_mechanism:
+            raise ValueError(f"{PREFIX}KAFKA_SASL_MECHANISM: {self.kafka_security_protocol} needs one")
+        if sasl and not iam and not (self.kafka_username and self.kafka_password):
+            raise ValueError(f"{PREFIX}KAFKA_USERNAME: {self.kafka_sasl_mechanism} needs it, and {PREFIX}KAFKA_PASSWORD")
+        if not sasl and (self.kafka_sasl_mechanism or self.kafka_username or self.kafka_password):
+            raise ValueError(
+                f"{PREFIX}KAFKA_SECURITY_PROTOCOL: must be SASL_SSL or SASL_PLAINTEXT for a user or mechanism to count"
+            )
         return self
 
     @property
@@ -193,6 +209,27 @@ class Settings(BaseSettings):
         return self.crm_url or f"sqlite:///{self.home / 'world' / 'crm.db'}"
 
 
+def local_file(home: Path) -> Path:
+    """Where `lakehouse up` of the local profile writes the variables with which its services are reached."""
+    return home / "run" / "local.json"
+
+
+def home_folder() -> Path:
+    """The home that the environment says, for who needs it before there can be settings."""
+    return Path(os.environ.get(PREFIX + "HOME") or ".lakehouse").expanduser().absolute()
+
+
+def _started_here() -> dict[str, Any]:
+    """The local profile: what its running services say of themselves and the environment does not."""
+    if os.environ.get(PREFIX + "PROFILE") != "local":
+        return {}
+    try:
+        said: dict[str, str] = json.loads(local_file(home_folder()).read_text("utf-8"))
+    except (OSError, ValueError):  # they do not run
+        return {}
+    return {name.removeprefix(PREFIX).lower(): value for name, value in said.items() if not os.environ.get(name)}
+
+
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
@@ -206,10 +243,10 @@ def load_settings() -> Settings:
             close = difflib.get_close_matches(name, known, n=1)
             problems.append(f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else ""))
     try:
-        settings = Settings()  # type: ignore[call-arg]
+        settings = Settings(**_started_here())
     except ValidationError as error:
         problems += [
-            f"{PREFIX}{'.'.join(map(str, e['loc'] or ('profile',))).upper()}: {e['msg'].removeprefix('Value error, ')}"
+            (f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: " if e["loc"] else "") + e["msg"].removeprefix("Value error, ")
             for e in error.errors()
         ]
     except SettingsError:  # a list that is not JSON; the error quotes the value

@@ -11,7 +11,7 @@ from datetime import datetime
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake
 from lakehouse.queries import connect
-from lakehouse.services import Services
+from lakehouse.services import Services, kafka_config
 from lakehouse.settings import Settings
 from writers import positions
 from writers.crm import TABLES as CRM_SOURCES
@@ -163,7 +163,9 @@ def reconcile(
     reader = StripeReader(lake.settings, account)
     if services is None:
         return reconcile_account(lake, reader, None, since=since, events=events, objects=objects, say=say)
-    with KafkaProduce(services.bootstrap, services.stripe_topic) as produce:
+    with KafkaProduce(
+        services.bootstrap, services.stripe_topic, config=kafka_config(lake.settings, services.bootstrap)
+    ) as produce:
         return reconcile_account(lake, reader, produce, since=since, events=events, objects=objects, say=say)
 
 
@@ -172,7 +174,8 @@ def receiver(settings: Settings, services: Services, clock: Callable[[], float])
     """Run the webhook receiver against the services' Kafka while the context is open; gives the URL to post to."""
     if not settings.webhook_secrets:
         raise UsageError("no signing secret: set LAKEHOUSE_WEBHOOK_SECRETS='[\"whsec_...\"]' (Stripe dashboard, Webhooks)")
-    with KafkaProduce(services.bootstrap, services.stripe_topic) as produce:
+    config = kafka_config(settings, services.bootstrap)
+    with KafkaProduce(services.bootstrap, services.stripe_topic, config=config) as produce:
         app = create_app(
             produce=produce,
             secrets=settings.webhook_secrets,

@@ -27,7 +27,14 @@ from lakehouse.lake import Lake
 from lakehouse.queries import query
 from lakehouse.rollback import rollback_table
 from lakehouse.runner import run as run_tables
-from lakehouse.services import Services, embedded_services, find_services, running_services
+from lakehouse.services import (
+    Services,
+    embedded_services,
+    find_services,
+    local_profile,
+    running_services,
+    starts_local_services,
+)
 from lakehouse.settings import Settings, load_settings
 from lakehouse.transforms import load_transforms
 
@@ -192,8 +199,23 @@ def up(
 ) -> None:
     """Run the webhook receiver, and the embedded Kafka broker unless LAKEHOUSE_KAFKA_BOOTSTRAP names one, until Ctrl-C.
 
-    Other commands find the embedded services by themselves.
+    With LAKEHOUSE_PROFILE=local, and no services named: Apache Kafka and SeaweedFS (S3 and an Iceberg REST catalog), which keep
+    their data under LAKEHOUSE_HOME. Other commands of the same profile find the services by themselves.
     """
+    made = SecretStr(f"whsec_{secrets.token_hex(16)}")
+    if starts_local_services():
+        with local_profile() as settings:
+            signed = settings if settings.webhook_secrets else settings.model_copy(update={"webhook_secrets": [made]})
+            with parts.writers().receiver(signed, find_services(signed), time.time) as url:
+                out.print(f"Kafka        {settings.kafka_bootstrap}  (topics {settings.product_topic}, {settings.stripe_topic})")
+                out.print(f"S3           {settings.s3_endpoint}  (bucket lake)")
+                out.print(f"Iceberg      {settings.catalog_uri}")
+                out.print(f"webhooks     {url}")
+                if secret and not settings.webhook_secrets:
+                    out.print(f"secret       {made.get_secret_value()}")
+                out.print("Other shells find them with LAKEHOUSE_PROFILE=local. Ctrl-C stops.")
+                until_stopped()
+        return
     opened = lake()
     settings = opened.settings
     if settings.kafka_bootstrap:
@@ -201,7 +223,6 @@ def up(
             out.print(f"webhooks     {url}  (to {settings.stripe_topic} on {settings.kafka_bootstrap}). Ctrl-C stops.")
             until_stopped()
         return
-    made = SecretStr(f"whsec_{secrets.token_hex(16)}")
     signed = settings if settings.webhook_secrets else settings.model_copy(update={"webhook_secrets": [made]})
     with embedded_services(signed, lambda s: parts.writers().receiver(signed, s, time.time)) as services:
         out.print(f"Kafka        {services.bootstrap}  (topics {services.product_topic}, {services.stripe_topic})")

@@ -22,6 +22,7 @@ SECRET = "whsec_do_not_show_me"
         ("LAKEHOUSE_BATCH_ROWS", "0", "LAKEHOUSE_BATCH_ROWS: Input should be greater than or equal to 1"),
         ("LAKEHOUSE_WEBHOOK_PORT", "70000", "LAKEHOUSE_WEBHOOK_PORT: Input should be less than or equal to 65535"),
         ("LAKEHOUSE_PROFILE", "aws", "LAKEHOUSE_PROFILE: the profile 'aws' needs LAKEHOUSE_WAREHOUSE, LAKEHOUSE_KAFKA_BOOTSTRAP"),
+        ("LAKEHOUSE_KAFKA_PASSWORD", SECRET, "LAKEHOUSE_KAFKA_SECURITY_PROTOCOL: must be SASL_SSL or SASL_PLAINTEXT"),
         ("LAKEHOUSE_WAREHOUSE", "gs://bucket", "LAKEHOUSE_WAREHOUSE: must begin with file:/// or s3://"),
         ("LAKEHOUSE_CRM_URL", SECRET, "LAKEHOUSE_CRM_URL: not an SQLAlchemy URL"),
         ("LAKEHOUSE_PROFILE", "prod", "LAKEHOUSE_PROFILE: Input should be 'embedded', 'local' or 'aws'"),
@@ -64,6 +65,9 @@ def test_settings_says_what_is_set_and_hides_secrets(call: Callable[..., Ran], t
         "LAKEHOUSE_CATALOG_TOKEN": SECRET,
         "LAKEHOUSE_S3_SECRET_ACCESS_KEY": SECRET,
         "LAKEHOUSE_S3_SESSION_TOKEN": SECRET,
+        "LAKEHOUSE_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "LAKEHOUSE_KAFKA_SASL_MECHANISM": "PLAIN",
+        "LAKEHOUSE_KAFKA_USERNAME": "lake",
         "LAKEHOUSE_KAFKA_PASSWORD": SECRET,
     }
     for how in ([], ["--json"]):

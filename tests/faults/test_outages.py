@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+from pydantic import ValidationError
 from pyiceberg.exceptions import CommitStateUnknownException, RESTError, ServiceUnavailableError
 from records import RAW, HttpWire, Wire, append, append_change, offsets, position, stored
 from requests import RequestException
@@ -154,6 +156,9 @@ def test_what_each_client_raises(lake: Lake, kind: Kind, http: HttpWire) -> None
     http.faults = [lost]
     with pytest.raises(RequestException if kind == "rest" else BotoCoreError):
         table.transaction().set_properties({"a": "b"}).commit_transaction()
+    http.faults = [lambda send: Answer(200, b'{"met', send().headers)]
+    with pytest.raises(ValidationError if kind == "rest" else ResponseParserError):
+        table.transaction().set_properties({"a": "c"}).commit_transaction()
 
 
 def test_reading_is_tried_again_by_the_client(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,18 +10,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyiceberg.exceptions import CommitFailedException
 
+from lakehouse.append import append_rows
 from lakehouse.broker import accepts
 from lakehouse.catalogs import open_catalog
-from lakehouse.lake import TABLE_PROPERTIES
+from lakehouse.lake import TABLE_PROPERTIES, open_lake
 from lakehouse.local import KINDS, Kind, LocalServices, local_services
 from lakehouse.local.glue import GlueServer
-from lakehouse.settings import Settings, load_settings
+from lakehouse.queries import query
+from lakehouse.settings import ROOT, Settings, load_settings
+from tests.proxy import Answer, FaultProxy, Request
 
 ROWS = pa.schema([("writer", pa.int64()), ("number", pa.int64())])
 WRITERS, APPENDS = 3, 6
@@ -81,6 +86,58 @@ def test_the_trap_moto_as_it_comes_loses_commits(local: LocalServices, tmp_path:
         accepted, there = append_at_once(load_settings())
     assert len(accepted) == WRITERS * APPENDS
     assert len(there) < len(accepted)
+
+
+def test_the_aws_profile_needs_no_keys(
+    local: LocalServices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Path
+) -> None:
+    """Arrow, boto3 and DuckDB each find AWS's default chain by themselves: here its first link, the environment."""
+    pytest.importorskip("duckdb_extension_aws", reason="the extra `aws` is not installed: make setup")
+    environment = local.environment("glue", "no-keys") | {
+        "LAKEHOUSE_PROFILE": "aws",
+        "LAKEHOUSE_HOME": str(tmp_path / "home"),
+        "LAKEHOUSE_CATALOG_DIR": str(declared),
+        "LAKEHOUSE_KAFKA_BOOTSTRAP": "nowhere:1",
+    }
+    del environment["LAKEHOUSE_CATALOG_URI"]  # Glue is this profile's own
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", environment.pop("LAKEHOUSE_S3_ACCESS_KEY_ID"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", environment.pop("LAKEHOUSE_S3_SECRET_ACCESS_KEY"))
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    lake = open_lake(load_settings())
+    rows = pa.table({"topic": ["t"], "partition": [0], "offset": [0], "received_at": [datetime(2026, 3, 1, tzinfo=UTC)]})
+    append_rows(lake, "raw.records", rows, {}, {("t", 0): 1})
+    assert query(lake, 'SELECT topic, "offset" FROM raw.records').to_pylist() == [{"topic": "t", "offset": 0}]
+    assert lake.vector("raw.records") == {("t", 0): 1}
+
+
+def test_the_manual_allows_the_calls_to_glue_that_are_made(
+    local: LocalServices, declared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy of docs/aws.md, held to what creating, evolving, committing, looking and asking really call."""
+    assert local.glue
+    called = set()
+    with FaultProxy(local.glue.endpoint) as glue:
+
+        def note(request: Request, send: Callable[[], Answer]) -> Answer:
+            called.add("glue:" + request.headers["x-amz-target"].rpartition(".")[2])
+            return send()
+
+        glue.rule = note
+        environment = local.environment("glue", "manual") | {"LAKEHOUSE_CATALOG_DIR": str(declared)}
+        for variable, value in (environment | {"LAKEHOUSE_GLUE_ENDPOINT": glue.url}).items():
+            monkeypatch.setenv(variable, value)
+        lake = open_lake(load_settings())
+        rows = pa.table({"topic": ["t"], "partition": [0], "offset": [0], "received_at": [datetime(2026, 3, 1, tzinfo=UTC)]})
+        append_rows(lake, "raw.records", rows, {}, {("t", 0): 1})
+        wider = declared / "raw" / "records.yaml"
+        wider.write_text(wider.read_text() + "  - {name: extra, type: string, pii: none, doc: new}\n")
+        lake = open_lake(load_settings())
+        assert lake.open_for_write("raw.records").schema().find_field("extra")
+        assert list(lake.existing()) == ["raw.records"]
+        assert query(lake, "SELECT topic FROM raw.records").to_pylist() == [{"topic": "t"}]
+    policy = json.loads((ROOT / "docs" / "aws.md").read_text().split("```json")[1].split("```")[0])
+    assert called == {action for s in policy["Statement"] for action in s["Action"] if action.startswith("glue:")}
 
 
 def test_the_services_end_when_their_process_is_killed(tmp_path: Path) -> None:
