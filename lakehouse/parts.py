@@ -83,6 +83,17 @@ class Writers(Protocol):
     ) -> Any:
         """Compare one Stripe account with the lake; with services, repair what differs."""
 
+    def compare_vendor(
+        self,
+        lake: Lake,
+        folder: Path,
+        *,
+        account: str | None = None,
+        dry_run: bool = False,
+        say: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> dict[str, Any]:
+        """Compare the tables that the vendor's connector exported with ours: {table: what was found}."""
+
     def receiver(self, settings: Settings, services: Services, clock: Callable[[], float]) -> AbstractContextManager[str]:
         """Run the webhook receiver while the context is open; gives the URL to post to."""
 

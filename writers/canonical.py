@@ -136,7 +136,10 @@ def normalise(lake: Lake, events: Sequence[tuple[str, bytes]], at: datetime) -> 
 
 
 def held_fields(lake: Lake, objects: pl.DataFrame) -> pl.DataFrame:
-    """The last value of each field of the objects (columns OBJECT) that we hold and that are not deleted: columns VALUES."""
+    """The last value of each field of the objects (columns OBJECT) that we hold and that are not deleted: columns VALUES.
+
+    With a column `until`, as of that moment of each object, in event time.
+    """
     if not lake.exists(VERSIONS) or objects.is_empty():
         return pl.DataFrame(schema=VALUES)
     table = lake.load(VERSIONS)
@@ -144,12 +147,34 @@ def held_fields(lake: Lake, objects: pl.DataFrame) -> pl.DataFrame:
     if not files:
         return pl.DataFrame(schema=VALUES)
     with connect(lake.settings) as connection:
-        connection.register("__objects", objects.select(OBJECT).to_arrow())
-        columns = ", ".join(f'"{c}"' for c in VERSION_COLUMNS)
-        keys = ", ".join(OBJECT)
-        rows = connection.execute(f"SELECT {columns} FROM {files_sql(table, files)} SEMI JOIN __objects USING ({keys})")
+        asked = objects if "until" in objects.columns else objects.with_columns(until=pl.lit(None, pl.Datetime("us", "UTC")))
+        connection.register("__objects", asked.select(*OBJECT, "until").to_arrow())
+        columns = ", ".join(f'v."{c}"' for c in VERSION_COLUMNS)
+        rows = connection.execute(
+            f"SELECT {columns} FROM {files_sql(table, files)} AS v JOIN __objects AS o USING ({', '.join(OBJECT)}) "
+            "WHERE o.until IS NULL OR v.created_at <= o.until"
+        )
         versions = pl.DataFrame(rows.to_arrow_table())
     return last_fields(lake, versions)
+
+
+def held_since(lake: Lake, objects: pl.DataFrame) -> pl.DataFrame:
+    """Those of the objects (columns OBJECT, since, until) that changed in (since, until], in event time: columns OBJECT."""
+    nothing = objects.select(OBJECT).clear()
+    if not lake.exists(VERSIONS) or objects.is_empty():
+        return nothing
+    table = lake.load(VERSIONS)
+    files = [t.file.file_path for t in table.scan(one_of("object_id", objects["object_id"].to_list())).plan_files()]
+    if not files:
+        return nothing
+    with connect(lake.settings) as connection:
+        connection.register("__objects", objects.select(*OBJECT, "since", "until").to_arrow())
+        named = ", ".join(f'o."{c}"' for c in OBJECT)
+        rows = connection.execute(
+            f"SELECT DISTINCT {named} FROM {files_sql(table, files)} AS v JOIN __objects AS o USING ({', '.join(OBJECT)}) "
+            "WHERE v.created_at > o.since AND v.created_at <= o.until"
+        )
+        return pl.DataFrame(rows.to_arrow_table())
 
 
 FIELDS = """
@@ -179,11 +204,12 @@ def last_fields(lake: Lake, versions: pl.DataFrame) -> pl.DataFrame:
     # an object or a list has no one spelling in JSON
     nested = pl.col("value").str.contains(r"^[\[{]")
     return found.with_columns(
-        pl.when(nested).then(pl.col("value").map_elements(_one_spelling, pl.String)).otherwise(pl.col("value")).alias("value")
+        pl.when(nested).then(pl.col("value").map_elements(one_spelling, pl.String)).otherwise(pl.col("value")).alias("value")
     ).select(list(VALUES))
 
 
-def _one_spelling(text: str) -> str:
+def one_spelling(text: str) -> str:
+    """JSON text with its keys in order."""
     return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")) if text[:1] in "[{" else text
 
 

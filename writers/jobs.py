@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake
@@ -25,6 +26,8 @@ from writers.reconcile_job import Report
 from writers.records import received_by_kafka
 from writers.stripe import with_envelope
 from writers.stripe_api import StripeReader
+from writers.vendor import VendorTable
+from writers.vendor import compare_vendor as compare_export
 from writers.webhook_records import KafkaProduce
 from writers.webhooks import WEBHOOK_PATH, ReceiverServer, create_app
 
@@ -32,6 +35,7 @@ __all__ = [
     "CRM_SOURCES",
     "SOURCES",
     "STREAMS",
+    "compare_vendor",
     "follow",
     "ingest",
     "ingest_crm",
@@ -167,6 +171,18 @@ def reconcile(
         services.bootstrap, services.stripe_topic, config=kafka_config(lake.settings, services.bootstrap)
     ) as produce:
         return reconcile_account(lake, reader, produce, since=since, events=events, objects=objects, say=say)
+
+
+def compare_vendor(
+    lake: Lake,
+    folder: Path,
+    *,
+    account: str | None = None,
+    dry_run: bool = False,
+    say: Callable[[str, int, int], None] = lambda *_: None,
+) -> dict[str, VendorTable]:
+    """Compare the tables of the vendor's connector in `folder` with ours; see writers.vendor."""
+    return compare_export(lake, folder, account=account, dry_run=dry_run, say=say)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Commands about Stripe's own word: `reconcile` compares the lake with the API; `stripe-api` serves a simulated one."""
+"""What others say of our billing: `reconcile` compares with Stripe's API, `compare-vendor` with the connector's tables."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -84,6 +85,46 @@ def _tell(report: Any, dry_run: bool) -> None:
     if any(row[-1] for row in rows):
         out.print(
             "What was sent waits in the raw topic: [bold]lakehouse ingest[/], [bold]lakehouse run[/], then reconcile again."
+        )
+
+
+@app.command("compare-vendor")
+def compare_vendor(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The export: TABLE.parquet, TABLE.csv, or a folder TABLE.")],
+    account: Annotated[str | None, typer.Option(help="The connected account that was exported (default: our own).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only compare; keep no drift.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the nightly connector's tables with ours, field by field, as of each row's sync; exit 3 if anything differs.
+
+    Differences are kept in ops.reconciliation_drift (source `vendor`) until a later export agrees. When to switch the connector
+    off, and the way back: docs/runbook-vendor-cutover.md
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    with telling() as say:
+        done = parts.writers().compare_vendor(lake(), folder, account=account, dry_run=dry_run, say=say)
+    if as_json:
+        print_json({name: msgspec.to_builtins(table) for name, table in done.items()})
+    else:
+        print_rows(
+            ["table", "compared", "missing here", "only here", "different", "on their way", "fields"],
+            [
+                [
+                    name,
+                    t.compared,
+                    t.missing,
+                    t.extra,
+                    t.differing,
+                    t.in_flight,
+                    ", ".join(f"{f} {n}" for f, n in t.fields.items()),
+                ]
+                for name, t in done.items()
+            ],
+        )
+    if differing := sum(t.differences for t in done.values()):
+        raise ChecksFailed(
+            f"{counted(differing, 'object')} differ from the vendor's export; who is right: lakehouse reconcile --objects all"
         )
 
 

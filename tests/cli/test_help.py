@@ -43,7 +43,7 @@ JSON_EXAMPLES = {
     "render": ["soda", "product.events"],
 }
 # with services in test_services.py and test_reconcile_commands.py; what changes the world, in test_operate.py
-ELSEWHERE = {"ingest", "reconcile", "rollback", "tag", "untag"}
+ELSEWHERE = {"compare-vendor", "ingest", "reconcile", "rollback", "tag", "untag"}
 
 
 def words(text: str) -> str:

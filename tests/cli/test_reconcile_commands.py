@@ -74,3 +74,16 @@ def test_the_simulated_api_ends_when_it_is_stopped(world: Path) -> None:
     assert "LAKEHOUSE_STRIPE_API_KEY" in process.stdout.readline()
     process.terminate()
     assert process.wait(20) == 0
+
+
+def test_a_vendor_export_is_compared(world: Path, tmp_path: Path, call: Callable[..., Ran]) -> None:
+    export = tmp_path / "export"
+    call("compare-vendor", str(export)).failed(2, "is not a folder")
+    export.mkdir()
+    synced = "2026-06-01 00:00:00 UTC"
+    (export / "customer.csv").write_text(f"id,email,_fivetran_synced\ncus_nobody,a@example.com,{synced}\n")
+    told = call("compare-vendor", str(export), "--json", "--dry-run")
+    assert told.code == 3
+    assert (told.json["customer"]["compared"], told.json["customer"]["missing"]) == (1, 1)
+    assert told.json["customer"]["extra"] > 10
+    assert "lakehouse reconcile" in told.err
