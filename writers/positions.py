@@ -10,7 +10,8 @@ from lakehouse.errors import UsageError
 from lakehouse.lake import Lake
 from lakehouse.positions import read_positions
 from lakehouse.reposition import set_positions
-from writers.topics import describe, kafka_client, watermarks
+from lakehouse.services import kafka_config
+from writers.topics import describe, watermarks
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def standings(lake: Lake, table: str, topic: str, bootstrap: str) -> list[Standi
     Raises:
         Retryable: no broker answers. Terminal: there is no such topic.
     """
-    source, partitions = describe(AdminClient(kafka_client(bootstrap)), bootstrap, topic)
-    ends = watermarks(bootstrap, topic, partitions)
+    source, partitions = describe(AdminClient(kafka_config(lake.settings, bootstrap)), bootstrap, topic)
+    ends = watermarks(lake.settings, bootstrap, topic, partitions)
     known = read_positions(lake.load(table).metadata).get(table, {}) if lake.exists(table) else {}
     found = []
     for t, p in sorted({*known, *((topic, p) for p in partitions)}):
@@ -80,10 +81,10 @@ def set_by_hand(
         UsageError: no such partition, or records would be doubled or left out without `again` or `skip`. Fenced: a writer
             committed meanwhile.
     """
-    source, present = describe(AdminClient(kafka_client(bootstrap)), bootstrap, topic)
+    source, present = describe(AdminClient(kafka_config(lake.settings, bootstrap)), bootstrap, topic)
     if unknown := sorted(set(partitions) - set(present)):
         raise UsageError(f"topic {topic!r} has no partition {unknown[0]}; it has {min(present)} to {max(present)}")
-    ends = watermarks(bootstrap, topic, present)
+    ends = watermarks(lake.settings, bootstrap, topic, present)
     known = {s.partition: s for s in standings(lake, table, topic, bootstrap) if s.topic == topic}
     wanted = {}
     for p in partitions or present:

@@ -30,8 +30,9 @@ from lakehouse.append import Append
 from lakehouse.errors import Fenced, LakehouseError, Replan, Retryable, Terminal
 from lakehouse.lake import Lake
 from lakehouse.positions import read_positions
+from lakehouse.services import kafka_config
 from writers.records import records_to_arrow
-from writers.topics import FORBIDDEN, consumer_config, describe, explained, kafka_client, refuse_another
+from writers.topics import FORBIDDEN, consumer_config, describe, explained, refuse_another
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Session:
     def __init__(self, lake: Lake, stream: Stream, on_batch: Callable[[Batch], None] | None = None) -> None:
         self.commits = 0
         self._lake, self._stream, self._on_batch = lake, stream, on_batch
-        self._admin = AdminClient(kafka_client(stream.bootstrap))
+        self._admin = AdminClient(kafka_config(lake.settings, stream.bootstrap))
         self._source, self._partitions = describe(self._admin, stream.bootstrap, stream.topic)
         table = lake.open_for_write(stream.table)
         current = table.current_snapshot()

@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from lakehouse.errors import LakehouseError, Retryable, Terminal
 from lakehouse.positions import Position
+from lakehouse.services import kafka_config
 from lakehouse.settings import Settings
 
 TIMEOUT_SECONDS = 10.0
@@ -28,7 +29,7 @@ ABSENT = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaErro
 def consumer_config(bootstrap: str, group: str, settings: Settings) -> dict[str, Any]:
     """What a consumer of a raw table is set to."""
     return {
-        **kafka_client(bootstrap),
+        **kafka_config(settings, bootstrap),
         "group.id": group,
         "partition.assignment.strategy": "cooperative-sticky",  # who joins or leaves interrupts no other partition
         "session.timeout.ms": round(settings.ingest_session_seconds * 1000),
@@ -45,11 +46,6 @@ def consumer_config(bootstrap: str, group: str, settings: Settings) -> dict[str,
         "fetch.wait.max.ms": 50,
         "queued.max.messages.kbytes": 65_536,
     }
-
-
-def kafka_client(bootstrap: str) -> dict[str, Any]:
-    """What every client is set to."""
-    return {"bootstrap.servers": bootstrap, "log_level": 0}  # what goes wrong is raised, not logged
 
 
 def describe(admin: AdminClient, bootstrap: str, topic: str) -> tuple[str, list[int]]:
@@ -101,7 +97,7 @@ def explained(error: KafkaError, table: str, topic: str, partition: int | None) 
     return Retryable(f"reading {where}: {error.str()}")
 
 
-def watermarks(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, tuple[int, int]]:
+def watermarks(settings: Settings, bootstrap: str, topic: str, partitions: list[int]) -> dict[int, tuple[int, int]]:
     """{partition: (first offset that Kafka still has, the offset after its last record)}.
 
     The embedded broker says too little of the second: see lakehouse/broker.py.
@@ -109,7 +105,7 @@ def watermarks(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, t
     Raises:
         Retryable: no broker answers.
     """
-    admin = AdminClient(kafka_client(bootstrap))
+    admin = AdminClient(kafka_config(settings, bootstrap))
     ends = []
     try:
         for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):  # type: ignore[no-untyped-call]

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from lakehouse.broker import HOST, ensure_topics
+from lakehouse.lake import open_lake
 from lakehouse.local.kafka import KafkaBroker, why_unavailable
 from lakehouse.local.process import free_ports
 from lakehouse.services import kafka_config
 from lakehouse.settings import Settings
+from writers.kafka import ingest
+from writers.records import received_by_kafka
+from writers.session import Stream
 
 pytestmark = pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable())
 PASSWORD = "correct horse"
@@ -61,3 +65,14 @@ def test_the_right_password_is_let_in(guarded: str) -> None:
 def test_others_are_not(guarded: str, proof: str | None) -> None:
     with pytest.raises(KafkaException):
         AdminClient(config(guarded, proof) if proof else {"bootstrap.servers": guarded, "log_level": 0}).list_topics(timeout=3)
+
+
+def test_a_writer_reads_as_its_user(guarded: str, tmp_path: Path) -> None:
+    proof = {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_mechanism": "PLAIN", "kafka_username": "lake"}
+    settings = Settings(home=tmp_path / "home", kafka_bootstrap=guarded, kafka_password=PASSWORD, **proof)
+    producer = Producer(kafka_config(settings, guarded))
+    producer.produce("t", b"{}")
+    assert producer.flush(30) == 0
+    lake = open_lake(settings)
+    ingest(lake, Stream("raw.product_events", "t", guarded, received_by_kafka))
+    assert lake.vector("raw.product_events") == {("t", 0): 1}
