@@ -29,7 +29,8 @@ from writers.stripe_api import StripeReader
 from writers.vendor import VendorTable
 from writers.vendor import compare_vendor as compare_export
 from writers.webhook_records import KafkaProduce
-from writers.webhooks import WEBHOOK_PATH, ReceiverServer, create_app
+from writers.webhook_server import ReceiverServer
+from writers.webhooks import WEBHOOK_PATH, create_app
 
 __all__ = [
     "CRM_SOURCES",

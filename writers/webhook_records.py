@@ -87,6 +87,7 @@ def record_key(body: bytes) -> bytes:
         ValueError: the body is not a JSON object, or is nested too deeply for any parser downstream.
     """
     try:
+        body.decode()  # msgspec passes over what is not UTF-8 in the parts that it keeps raw
         envelope = _envelope.decode(body)
         try:
             object_id = _text_or_none(_object.decode(_data.decode(envelope.data).object).id)

@@ -16,6 +16,8 @@ import httpx
 import pytest
 from command import Ran, brokers_of, finish, services_up, start, wait_for
 
+from lakehouse.broker import EmbeddedBroker, ensure_topics
+
 BODY = json.dumps(
     {
         "id": "evt_first",
@@ -104,3 +106,43 @@ def test_ctrl_c_ends_it_well(call: Callable[..., Ran], tmp_path: Path, secrets: 
     assert "whsec" not in ran.out
     assert not (home / "run" / "services.json").exists()
     assert brokers_of(home) == []
+
+
+def test_sigterm_answers_what_is_under_way_and_ends_well(tmp_path: Path) -> None:
+    """As an orchestrator stops it: no new connection, an answer to each request that it has begun, exit code 0."""
+    with EmbeddedBroker(tmp_path) as broker:
+        ensure_topics(broker.bootstrap_servers, {"stripe.webhooks": 1})
+        process = start(
+            tmp_path / "home",
+            "up",
+            LAKEHOUSE_KAFKA_BOOTSTRAP=broker.bootstrap_servers,
+            LAKEHOUSE_WEBHOOK_SECRETS='["whsec_mine"]',
+        )
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[1].removeprefix("http://").partition("/")[0]
+            host, port = address.split(":")
+            clients = [socket.create_connection((host, int(port)), timeout=20) for _ in range(20)]
+            os.kill(broker.pid, signal.SIGSTOP)
+            for client in clients:
+                head = f"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n"
+                client.sendall(
+                    f"{head}Stripe-Signature: {signature('whsec_mine', BODY)['stripe-signature']}\r\n\r\n".encode() + BODY
+                )
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not accepts(host, int(port)), process)
+            os.kill(broker.pid, signal.SIGCONT)
+            assert {client.recv(1000).split(b"\r\n")[0] for client in clients} == {b"HTTP/1.1 200 OK"}
+            assert finish(process, 20).fine().err == ""
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+            process.kill()
+
+
+def accepts(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

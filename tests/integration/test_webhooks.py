@@ -24,11 +24,14 @@ import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, Message, Producer, TopicPartition
 from pydantic import SecretStr
 
+from benchmarks.webhooks import one_run
 from lakehouse.broker import EmbeddedBroker, ensure_topics, free_port
 from lakehouse.errors import UsageError
 from tests.brokers import Broker
+from writers.webhook_metrics import OUTCOMES, REASONS, REFUSALS
 from writers.webhook_records import KafkaProduce
-from writers.webhooks import ReceiverServer, create_app
+from writers.webhook_server import MAX_CONNECTIONS, ReceiverServer
+from writers.webhooks import create_app
 
 TOPIC = "stripe.webhooks"
 SECRETS = [SecretStr("whsec_new"), SecretStr("whsec_old")]
@@ -54,7 +57,7 @@ class Receiver:
         return self.client.post("/webhooks/stripe", content=body, headers=signature(body) if headers is None else headers)
 
     def count(self, outcome: str) -> int:
-        found = re.search(rf'requests_total{{outcome="{outcome}"}} (\d+)', self.client.get("/metrics").text)
+        found = re.search(rf'requests_total{{outcome="{outcome}"}} (\d+)\.0', self.client.get("/metrics").text)
         assert found
         return int(found[1])
 
@@ -149,7 +152,7 @@ def test_a_bad_signature_is_400_and_reaches_no_topic(running: Receiver, headers:
     answer = running.post(headers=headers)
     assert (answer.status_code, answer.text) == (400, f"bad signature: {reason}\n")
     assert running.count("bad_signature") == counted + 1
-    assert f'bad_signatures_total{{reason="{reason}"}} 0' not in running.client.get("/metrics").text
+    assert f'bad_signatures_total{{reason="{reason}"}} 0.0' not in running.client.get("/metrics").text
     assert len(running.records()) == records
 
 
@@ -202,6 +205,127 @@ def test_a_body_that_does_not_arrive_is_408(running: Receiver) -> None:
         slow.sendall(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
     assert running.count("read_timeout") == 1
+
+
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=5)
+
+
+@pytest.fixture(scope="module")
+def hurried(running: Receiver) -> Iterator[Receiver]:
+    """A receiver that gives a head half a second."""
+    with KafkaProduce(running.broker.bootstrap_servers, TOPIC) as produce:
+        app = create_app(produce=produce, secrets=SECRETS, clock=lambda: NOW)
+        with ReceiverServer(app, head_seconds=0.5) as server, httpx.Client(base_url=server.url, timeout=20) as client:
+            yield Receiver(running.broker, server.url, client)
+
+
+def refused(up: Receiver, reason: str) -> int:
+    found = re.search(rf'refused_connections_total{{reason="{reason}"}} (\d+)\.0', up.client.get("/metrics").text)
+    assert found
+    return int(found[1])
+
+
+def test_a_head_that_trickles_in_is_408_and_an_idle_connection_is_closed(hurried: Receiver) -> None:
+    counted = refused(hurried, "head_too_slow")
+    with connect(hurried.url) as idle, connect(hurried.url) as slow:
+        slow.sendall(b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\n")
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - started < 4:  # a header line now and then keeps no connection open
+                slow.sendall(b"X-Slow: 1\r\n")
+                time.sleep(0.1)
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        assert idle.recv(100).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - started < 3
+    assert refused(hurried, "head_too_slow") == counted + 2
+
+
+def test_the_second_head_of_a_connection_has_no_more_time(hurried: Receiver) -> None:
+    with connect(hurried.url) as kept:
+        kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert kept.recv(1000).endswith(b"ok\n")
+        kept.sendall(b"POST /webhooks/stripe HTTP/1.1\r\n")
+        assert kept.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_thousand_idle_connections_keep_stripe_out_only_until_they_are_closed(running: Receiver) -> None:
+    with KafkaProduce(running.broker.bootstrap_servers, TOPIC) as produce, contextlib.ExitStack() as stack:
+        app = create_app(produce=produce, secrets=SECRETS, clock=lambda: NOW)
+        server = stack.enter_context(ReceiverServer(app, head_seconds=5.0))
+        idle = [stack.enter_context(connect(server.url)) for _ in range(MAX_CONNECTIONS)]
+        up = Receiver(running.broker, server.url, stack.enter_context(httpx.Client(base_url=server.url, timeout=20)))
+        assert up.post().status_code == 503
+        eventually(lambda: up.post().status_code == 200, seconds=30)
+        assert all(one.recv(100).startswith(b"HTTP/1.1 408") for one in idle)
+        assert refused(up, "head_too_slow") == MAX_CONNECTIONS
+        assert refused(up, "over_capacity") >= 1
+
+
+def test_what_follows_a_good_request_does_not_take_its_answer(running: Receiver) -> None:
+    """The broker has the first by then; a 400 would be read as its answer."""
+    body = b'{"id":"evt_followed"}'
+    good = f"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n".encode()
+    good += f"Stripe-Signature: {signature(body)['Stripe-Signature']}\r\n\r\n".encode() + body
+    for more, answers in ((b"\0 nonsense\r\n\r\n", 1), (good + b"nonsense", 2), (good[:80] + b"\r\nX: " + b"x" * 70_000, 1)):
+        with connect(running.url) as client:
+            client.sendall(good + more)
+            got = b""
+            while part := client.recv(1000):
+                got += part
+            assert [got.count(b"HTTP/1.1 "), got.count(b"HTTP/1.1 200")] == [answers, answers], got
+
+
+def test_a_head_without_end_is_431(running: Receiver) -> None:
+    counted = refused(running, "head_too_large")
+    endless = b"x" * 100_000
+    for start in (
+        b"POST /" + endless,
+        b"GET /healthz HTTP/1.1\r\nX: " + endless,
+        b"GET /healthz HTTP/1.1\r\n" + b"X: 1\r\n" * 10_000,
+    ):
+        with connect(running.url) as client:
+            client.sendall(start)
+            assert client.recv(100).startswith(b"HTTP/1.1 431")
+    assert refused(running, "head_too_large") == counted + 3
+
+
+def test_all_series_are_there_from_the_start(hurried: Receiver) -> None:
+    told = hurried.client.get("/metrics")
+    assert told.headers["content-type"].startswith("text/plain; version=")
+    series = {line.rpartition(" ")[0] for line in told.text.splitlines() if not line.startswith("#")}
+    wanted = {f'stripe_webhook_requests_total{{outcome="{o}"}}' for o in OUTCOMES}
+    wanted |= {f'stripe_webhook_bad_signatures_total{{reason="{r}"}}' for r in REASONS}
+    wanted |= {f'stripe_webhook_refused_connections_total{{reason="{r}"}}' for r in REFUSALS}
+    wanted |= {"stripe_webhook_produce_seconds_count", "stripe_webhook_accepted_bytes_total", "stripe_webhook_connections"}
+    assert wanted <= series
+
+
+def test_a_defect_of_ours_is_500_without_a_trace_and_is_counted(running: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        async def __call__(self, record: object) -> None:
+            raise RuntimeError("4242424242424242")
+
+        async def reachable(self) -> bool:
+            return True
+
+    with (
+        ReceiverServer(create_app(produce=Broken(), secrets=SECRETS, clock=lambda: NOW)) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        up = Receiver(running.broker, server.url, client)
+        answer = up.post()
+        assert (answer.status_code, answer.text) == (500, "failed\n")
+        assert up.count("failed") == 1
+        assert up.client.get("/healthz").status_code == 200
+
+
+def test_the_benchmark_runs() -> None:
+    figures = one_run(0.01, lambda _: None)
+    assert figures["not_durable"] == figures["refused"] == 0
+    assert figures["requests"] > 100
+    assert figures["p50_ms"] <= figures["p99_ms"]
 
 
 def test_other_methods_and_paths(running: Receiver) -> None:
