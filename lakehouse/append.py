@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.table.update import TableUpdate
 
+from lakehouse import failpoints
 from lakehouse.checks import check_rows, check_staged
 from lakehouse.commit import Change, Committed, commit
 from lakehouse.errors import Retryable
@@ -83,6 +84,7 @@ class Append:
             self._flush()
             self._wait()
             files = self._files.close()
+            failpoints.hit("stage.written")
             if not self._keyed:
                 with connect(self._lake.settings) as connection:
                     check_staged(connection, self._declared, files)
@@ -125,6 +127,7 @@ class Append:
             self._encoding.result()
 
     def _encode(self, rows: pa.Table) -> None:
+        failpoints.hit("stage.begin")
         started = time.monotonic()
         refuse_nulls(self._table, self._declared, rows)
         if self._keyed:

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pyiceberg.exceptions import CommitFailedException
 
 PLACES = {
-    "commit.checked": "data files are written, the positions are as expected; manifests are not written yet",
+    "consume.read": "records were read from Kafka, and lie in memory",
+    "stage.begin": "a row group goes to disk; the files of the batch are not whole",
+    "stage.written": "its Parquet files are whole; no snapshot names them",
+    "commit.checked": "the positions are as expected; manifests are not written yet",
     "commit.ready": "manifests are written; the catalog has not been asked",
     "commit.answered": "the catalog has the commit and said so; nobody here knows yet",
     "commit.done": "the commit is known to have landed; the writer has not gone on",

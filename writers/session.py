@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from lakehouse import metrics
+from lakehouse import failpoints, metrics
 from lakehouse.append import Append
 from lakehouse.errors import Fenced, LakehouseError, Replan, Retryable, Terminal
 from lakehouse.lake import Lake
@@ -172,6 +172,7 @@ class Session:
 
     def _take(self, messages: list[Message], read: float) -> None:
         """Records into the batch in hand, or into a new one."""
+        failpoints.hit("consume.read")
         if self._batch is None:
             self._batch = Append(self._lake, self._stream.table, self._positions, {self._stream.topic: self._source})
             self._spent = _Spent(time.monotonic())

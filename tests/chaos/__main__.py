@@ -149,16 +149,24 @@ def tell(outcome: Outcome) -> None:
 
 
 def summarise(made: dict[str, Any]) -> None:
-    """The report in a few lines."""
-    for kind, mine in made["catalogs"].items():
-        print(f"{kind}: {mine['rounds']} rounds, {mine['records']:,} records, {mine['lost']} lost, {mine['doubled']} doubled")
-        print(f"  faults      {', '.join(f'{k} {v}' for k, v in mine['faults'].items())}")
-        print(f"  failpoints  {', '.join(f'{k} {v}' for k, v in mine['failpoints'].items())}")
-        if mine["rare"]:
-            print(f"  less than {ENOUGH} times: {', '.join(mine['rare'])}")
+    """The report as a table, which is Markdown; and how to replay what failed."""
+    catalogs = made["catalogs"]
+
+    def line(name: str, figures: Sequence[object]) -> None:
+        print(f"| {name:<28} | {' | '.join(f'{figure:>9}' for figure in figures)} |")
+
+    line("", list(catalogs))
+    line("---", ["---:"] * len(catalogs))
+    for name in ("rounds", "records", "lost", "doubled", "unexpected", "changed", "not_judged"):
+        line(name.replace("_", " "), [f"{mine[name]:,}" for mine in catalogs.values()])
+    for section, prefix in (("failpoints", "failpoint "), ("faults", "")):
+        for name in dict.fromkeys(name for mine in catalogs.values() for name in mine[section]):
+            line(prefix + name.replace("_", " "), [f"{mine[section].get(name, 0):,}" for mine in catalogs.values()])
+    if rare := {kind: mine["rare"] for kind, mine in catalogs.items() if mine["rare"]}:
+        print(f"\nfailpoints that came less than {ENOUGH} times (more rounds: ROUNDS=): {rare}")
     for failing in made["failing"]:
         seed, kind, number = failing["seed"].split("/")
-        print(f"replay: make chaos SEED={seed} CATALOG={kind} ONLY={number}")
+        print(f"\n{failing['error'] or failing['verdict']}\nreplay: make chaos SEED={seed} CATALOG={kind} ONLY={number}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """What a command imports, imported once by the fork server."""
 
-import pyiceberg.catalog.glue
-import pyiceberg.catalog.rest
-import pyiceberg.catalog.sql  # noqa: F401
+import importlib
+import pkgutil
 
-import writers.jobs  # noqa: F401
+import lakehouse.cli
+
+for module in pkgutil.iter_modules(lakehouse.cli.__path__):
+    importlib.import_module(f"lakehouse.cli.{module.name}")
+for name in ("lakehouse.failpoints", "writers.jobs", *(f"pyiceberg.catalog.{kind}" for kind in ("glue", "rest", "sql"))):
+    importlib.import_module(name)

@@ -22,20 +22,19 @@ GIVE_UP_SECONDS = 60.0
 
 @dataclass
 class Production:
-    """Records produced by a thread of its own into given partitions: a twentieth at once, the others at a pace from `go` on.
+    """Records produced by a thread of its own into given partitions, up to the `share` of them that is asked for at the time.
 
-    records: how many. seconds: over how long. `join` ends it and raises what went wrong.
+    `join` asks for all and raises what went wrong.
     """
 
     bootstrap: str
     topic: str
     partitions: int
     records: int
-    seconds: float
     seed: str
+    share: float = 0.05
     log: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    go: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
         """Begin."""
@@ -48,7 +47,7 @@ class Production:
         Returns:
             The log, LOG_SCHEMA.
         """
-        self.go.set()
+        self.share = 1.0
         self._thread.join()
         if self.failures or len(self.log) != self.records:
             raise RuntimeError(f"{len(self.log)} of {self.records} records were acknowledged: {self.failures[:3]}")
@@ -69,16 +68,11 @@ class Production:
                 }
             )
             dice = random.Random(self.seed)
-            first, began = self.records // 20, 0.0
             for n in range(self.records):
-                if n == first:
-                    producer.flush(GIVE_UP_SECONDS)
-                    self.go.wait()
-                    began = time.monotonic()
-                if n > first and n % CHUNK == 0:
+                while n >= self.share * self.records:
+                    producer.poll(0.02)
+                if n % CHUNK == 0:
                     producer.poll(0)
-                    due = began + self.seconds * n / self.records
-                    time.sleep(max(0.0, due - time.monotonic()))
                 self._one(producer, dice, n)
             if producer.flush(GIVE_UP_SECONDS):
                 self.failures.append("flush timed out")

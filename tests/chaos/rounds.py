@@ -31,11 +31,12 @@ from tests.chaos.scene import Scene
 from tests.chaos.verifier import verify
 
 TABLE = "raw.product_events"
-FOLLOW = ["ingest", TABLE]
+FOLLOW = ["ingest", "--follow", TABLE]
 PARTITIONS = 4
 WRITERS = 3
 TICK_SECONDS = 0.02
 ZOMBIE_SECONDS = 2.2  # longer than a writer may be silent before it loses its partitions
+ENOUGH_HITS, PATIENCE = 3, 4  # a round goes on until so many failpoints came, so many times its length at most
 CATCH_UP_SECONDS = 90.0
 CATCH_UP_ATTEMPTS = 5
 
@@ -43,6 +44,7 @@ CATCH_UP_ATTEMPTS = 5
 FAILPOINTS = [
     *(f"{place}=kill" for place in PLACES),
     *(f"{place}=stop" for place in PLACES),
+    "stage.begin=full",
     "commit.checked=full",
     "commit.ready=lost",  # before it landed
     "commit.answered=lost",  # after it landed
@@ -98,7 +100,7 @@ class Round:
         self.wanted = WRITERS
         self.started = 0
         self._began = time.monotonic()
-        self.hits = self.folder / "failpoints.log"
+        self._hits = self.folder / "failpoints.log"
 
     def play(self) -> Outcome:
         """Run the round to its verdict. Never raises: what went wrong with the round itself is in `Outcome.error`."""
@@ -117,8 +119,8 @@ class Round:
             self._peace()
             self._end_all()
         self.outcome.faults.update(self.scene.wire_faults() - wires_before)
-        if self.hits.exists():
-            self.outcome.failpoints.update(self.hits.read_text("utf-8").splitlines())
+        if self._hits.exists():
+            self.outcome.failpoints.update(self._hits.read_text("utf-8").splitlines())
         self.scene.leave(self.name, self.folder, self.outcome.clean)
         self.outcome.seconds = round(time.monotonic() - began, 2)
         return self.outcome
@@ -127,24 +129,22 @@ class Round:
 
     def _faulty_part(self) -> pa.Table:
         production = Production(
-            self.scene.kafka.bootstrap_servers,
-            self.topic,
-            PARTITIONS,
-            self.outcome.records,
-            self.seconds * 0.8,
-            self.outcome.seed,
+            self.scene.kafka.bootstrap_servers, self.topic, PARTITIONS, self.outcome.records, self.outcome.seed
         )
         events = sorted(self._plan(), key=lambda e: e[0])
         production.start()
         self._until_the_first_commit()
-        production.go.set()
         self._began = time.monotonic()
-        while (now := self._now()) < self.seconds:
+        hits = 0
+        while (now := self._now()) < self.seconds or (hits < ENOUGH_HITS and now < self.seconds * PATIENCE):
             while events and events[0][0] <= now:
                 name, act = events.pop(0)[1:]
                 if act() and name:  # what ends a fault has no name
                     self.outcome.faults[name] += 1
             self._tend(now)
+            hits = self._hits.read_text("utf-8").count("\n") if self._hits.exists() else 0
+            # there is something to commit until the end, however slow the machine is
+            production.share = 0.05 + 0.9 * (min(1.0, now / self.seconds) + min(1.0, hits / ENOUGH_HITS)) / 2
             time.sleep(TICK_SECONDS)
         self._peace()
         return production.join()
@@ -229,7 +229,7 @@ class Round:
             call = self.dice.randrange(1, 400_000)
             self.outcome.faults["random_call"] += 1
         output = self.folder / f"writer-{self.started}.log"
-        self.writers.append(start(self.scene.context, FOLLOW, self.faulty, output, armed, self.hits, call, self.sabotage))
+        self.writers.append(start(self.scene.context, FOLLOW, self.faulty, output, armed, self._hits, call, self.sabotage))
 
     def _ended(self, command: Command) -> None:
         code = command.process.exitcode

@@ -57,7 +57,7 @@ class Scene:
         if self.small_disk:
             plain["LAKEHOUSE_HOME"] = str(self.small_disk / name)
         plain |= {"LAKEHOUSE_KAFKA_BOOTSTRAP": self.kafka.bootstrap_servers, "LAKEHOUSE_PRODUCT_TOPIC": topic}
-        plain |= self._short_patience()
+        plain |= self._short_patience() | {"STREAMFORGE_CODE_VERSION": "chaos"}  # else each process asks git
         faulty = dict(plain)
         if self.store:
             faulty["LAKEHOUSE_S3_ENDPOINT"] = self.store.url
@@ -85,7 +85,7 @@ class Scene:
 
     def lake(self, environment: Mapping[str, str]) -> Lake:
         """The round's lake, opened by the harness."""
-        given = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items()}
+        given = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX)}
         return open_lake(Settings(**given), Run("harness", "chaos"))  # type: ignore[arg-type]
 
     def filesystem(self, environment: Mapping[str, str]) -> fs.FileSystem | None:
