@@ -48,7 +48,8 @@ def plan_compaction(table: Table, settings: Settings, now: datetime | None = Non
     """The groups of files to be rewritten into one or more each; all of one partition, in the order they were added."""
     now = now or datetime.now(UTC)
     part = time_partition(table)
-    recent = at_least(part[1], now - timedelta(days=settings.compact_days)) if part else AlwaysTrue()
+    since = now - timedelta(days=settings.compact_days)
+    recent = at_least(part.column, part.value(since)) if part else AlwaysTrue()
     made = {s.snapshot_id: s.timestamp_ms for s in table.metadata.snapshots}
     cold_ms = int((now - timedelta(minutes=settings.compact_cold_minutes)).timestamp() * 1000)
     target, spec = target_bytes(table), table.spec().spec_id
@@ -94,7 +95,7 @@ def worth_it(files: Bin, target: int, enough: int, *, cold: bool) -> bool:
     sizes = [f.file_size_in_bytes for f in files]
     if len(files) < 2:
         return False
-    return sum(sizes) >= FULL * target or len(files) >= enough or (cold and max(sizes) <= sum(sizes) / 2)
+    return sum(sizes) >= FULL * target or len(files) >= enough or (cold and max(sizes) <= FULL * sum(sizes))
 
 
 def compact(lake: Lake, declared: Declaration, table: Table, say: Callable[[str], None] = lambda _: None) -> dict[str, int]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from pyiceberg.expressions import BooleanExpression
 from pyiceberg.expressions.visitors import inclusive_projection, manifest_evaluator
 from pyiceberg.manifest import ManifestEntry
 from pyiceberg.table import Table
 from pyiceberg.transforms import TimeTransform
+from pyiceberg.types import DateType, IcebergType, TimestampType
 
 
 def entries_where(table: Table, where: BooleanExpression) -> Iterator[ManifestEntry]:
@@ -26,9 +30,26 @@ def entries_where(table: Table, where: BooleanExpression) -> Iterator[ManifestEn
             yield from manifest.fetch_manifest_entry(table.io)
 
 
-def time_partition(table: Table) -> tuple[int, str, str] | None:
-    """(place in the partition, column, transform) of the first partition field that is a time; None if there is none."""
+@dataclass(frozen=True)
+class TimePartition:
+    """A partition field that is a time: its place in the partition, its column and the column's type, its transform."""
+
+    place: int
+    column: str
+    type: IcebergType
+    transform: str
+
+    def value(self, at: datetime) -> Any:
+        """A time (with zone) as the column holds it; of a day, the day."""
+        if isinstance(self.type, DateType):
+            return at.date().isoformat()
+        return at.replace(tzinfo=None) if isinstance(self.type, TimestampType) else at
+
+
+def time_partition(table: Table) -> TimePartition | None:
+    """The first partition field that is a time; None if there is none."""
     for place, field in enumerate(table.spec().fields):
         if isinstance(field.transform, TimeTransform):
-            return place, table.schema().find_field(field.source_id).name, str(field.transform)
+            source = table.schema().find_field(field.source_id)
+            return TimePartition(place, source.name, source.field_type, str(field.transform))
     return None

@@ -23,15 +23,14 @@ def outdated(table: Table, declared: Declaration, now: datetime) -> list[DataFil
     part = time_partition(table)
     if declared.retention_days is None or part is None:
         return []
-    place, column, transform = part
     cutoff = now - timedelta(days=declared.retention_days)
     spec = table.spec().spec_id
     return [
         e.data_file
-        for e in entries_where(table, below(column, cutoff))
+        for e in entries_where(table, below(part.column, part.value(cutoff)))
         if e.data_file.spec_id == spec
-        and e.data_file.partition[place] is not None
-        and end_of(transform, e.data_file.partition[place]) <= cutoff
+        and e.data_file.partition[part.place] is not None
+        and end_of(part.transform, e.data_file.partition[part.place]) <= cutoff
     ]
 
 

@@ -1,0 +1,63 @@
+"""Time partitions over every kind of time column: retention and compaction find the manifests and the files."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyiceberg.catalog import load_catalog
+from pyiceberg.io.pyarrow import _dataframe_to_data_files
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.transforms import parse_transform
+from pyiceberg.types import DateType, NestedField, TimestampType, TimestamptzType
+
+from lakehouse.declarations import Declaration
+from lakehouse.maintenance.planning import entries_where, time_partition
+from lakehouse.maintenance.retention import outdated
+from lakehouse.predicates import at_least, below
+
+KINDS = {
+    "timestamptz": (pa.timestamp("us", "UTC"), datetime(2026, 3, 1, 12, tzinfo=UTC)),
+    "timestamp": (pa.timestamp("us"), datetime(2026, 3, 1, 12)),  # noqa: DTZ001 - a time without zone is meant
+    "date": (pa.date32(), date(2026, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("transform", ["day", "month", "year"])
+def test_files_are_found_by_the_time_of_their_partition(tmp_path: Path, kind: str, transform: str) -> None:
+    arrow, value = KINDS[kind]
+    schema = Schema(NestedField(1, "at", _type(kind), required=False))
+    spec = PartitionSpec(PartitionField(1, 1000, parse_transform(transform), "at_part"))
+    catalog = load_catalog("lake", type="sql", uri=f"sqlite:///{tmp_path / 'c.db'}", warehouse=f"file://{tmp_path / 'w'}")
+    catalog.create_namespace("raw")
+    table = catalog.create_table("raw.t", schema, partition_spec=spec)
+    rows: Any = pa.table({"at": pa.array([value], arrow)})
+    with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
+        for file in _dataframe_to_data_files(table.metadata, rows, table.io, uuid.uuid4(), itertools.count()):
+            append.append_data_file(file)
+    table.refresh()
+    part = time_partition(table)
+    assert part is not None
+    assert (part.place, part.column, part.transform) == (0, "at", transform)
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert len(list(entries_where(table, at_least("at", part.value(noon))))) == 1
+    assert list(entries_where(table, below("at", part.value(noon - timedelta(days=400))))) == []
+    declared = Declaration("raw.t", "", "", "", ["at"], None, [], retention_days=10)  # type: ignore[arg-type]
+    end = {
+        "day": datetime(2026, 3, 2, tzinfo=UTC),
+        "month": datetime(2026, 4, 1, tzinfo=UTC),
+        "year": datetime(2027, 1, 1, tzinfo=UTC),
+    }
+    assert outdated(table, declared, end[transform] + timedelta(days=10) - timedelta(seconds=1)) == []
+    assert len(outdated(table, declared, end[transform] + timedelta(days=10))) == 1
+
+
+def _type(kind: str) -> Any:
+    return {"timestamptz": TimestamptzType(), "timestamp": TimestampType(), "date": DateType()}[kind]
