@@ -43,11 +43,6 @@ class GlueServer:
         """URL of the API."""
         return f"http://{HOST}:{self._port}"
 
-    @property
-    def process(self) -> Child:
-        """The process, to be paused by those who test what happens then."""
-        return self._child
-
     def __enter__(self) -> GlueServer:
         self.launch()
         self.wait_until_ready()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -28,7 +27,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Child:
-    """One service process, from `launch` to `stop`.
+    """One service process, from `launch` to `kill`.
 
     Args:
         name: what messages call it. log_path: where its output goes, from the start of each launch on.
@@ -42,11 +41,6 @@ class Child:
     def running(self) -> bool:
         """Whether it has been launched and has not ended by itself."""
         return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._started().pid
 
     def launch(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> None:
         """Start it; `environment` comes on top of a bare one, since a developer's own settings must not reach a service."""
@@ -83,18 +77,6 @@ class Child:
         how = f"is not ready after {seconds:.0f} s" if code is None else f"ended at once (exit code {code})"
         self.kill()
         raise Terminal(f"{self.name} {how}.\nThe end of {self.log_path}:\n{self.log_tail()}")
-
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal, e.g. SIGSTOP and SIGCONT."""
-        self._started().send_signal(number)
-
-    def stop(self, seconds: float = 5.0) -> None:
-        """Ask it to end (SIGTERM) and wait; after `seconds` kill it. Safe to call twice."""
-        if self._process is not None and self.running:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
-        self.kill()
 
     def kill(self) -> None:
         """End it at once (SIGKILL). Safe to call twice."""

@@ -62,11 +62,6 @@ class SeaweedFS:
         """URL of the Iceberg REST catalog; it wants OAuth2 client credentials, and takes the S3 keys as such."""
         return f"http://{HOST}:{self._ports['s3.port.iceberg']}"
 
-    @property
-    def process(self) -> Child:
-        """The process, to be killed or paused by those who test what happens then."""
-        return self._child
-
     def environment(self) -> dict[str, str]:
         """The settings with which the S3 API is reached."""
         return {

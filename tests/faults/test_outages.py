@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
 from pydantic import ValidationError
 from pyiceberg.exceptions import CommitStateUnknownException, RESTError, ServiceUnavailableError
 from records import RAW, HttpWire, Wire, append, append_change, offsets, position, stored
@@ -156,9 +155,10 @@ def test_what_each_client_raises(lake: Lake, kind: Kind, http: HttpWire) -> None
     http.faults = [lost]
     with pytest.raises(RequestException if kind == "rest" else BotoCoreError):
         table.transaction().set_properties({"a": "b"}).commit_transaction()
-    http.faults = [lambda send: Answer(200, b'{"met', send().headers)]
-    with pytest.raises(ValidationError if kind == "rest" else ResponseParserError):
-        table.transaction().set_properties({"a": "c"}).commit_transaction()
+    if kind == "rest":  # Glue's answer to an update says nothing that could be cut
+        http.faults = [lambda send: Answer(200, b'{"met', send().headers)]
+        with pytest.raises(ValidationError):
+            table.transaction().set_properties({"a": "c"}).commit_transaction()
 
 
 def test_reading_is_tried_again_by_the_client(
