@@ -135,6 +135,27 @@ MUTANTS = (
         "of two subscriptions a canceled one can be in force",
     ),
     Mutant(
+        "no-reversals",
+        "lakehouse/ledger.py",
+        'reversed_ = runs.filter(pl.col("__until") < pl.col("__last"))',
+        'reversed_ = runs.filter(pl.col("__until") < 0)',
+        "an entry that turns out wrong is not taken back",
+    ),
+    Mutant(
+        "refunds-told-twice",
+        "transforms/postings.sql",
+        "greatest(0, e.amount_refunded_minor - (e.amount_minor - e.captured_minor) - coalesce(sum(r.amount_minor), 0))",
+        "e.amount_refunded_minor",
+        "a refund counts once by its own event and once by its charge's total",
+    ),
+    Mutant(
+        "closed-days-move",
+        "transforms/billing/revenue_ledger.py",
+        "n.recorded_at - to_hours($close_after_hours)",
+        "n.booked_at - to_hours($close_after_hours)",
+        "what is learnt late is posted to a day that is closed",
+    ),
+    Mutant(
         "dead-letters-lost",
         "lakehouse/dead_letters.py",
         "if rejected.num_rows == 0:",

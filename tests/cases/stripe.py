@@ -31,7 +31,8 @@ def subscription(spec: dict[str, Any], shape: str) -> dict[str, Any]:
         "currency": spec.get("currency", "usd"),
         "product": product,
         "unit_amount": amount,
-        "recurring": {"interval": interval, "interval_count": 1},
+        "recurring": {"interval": interval, "interval_count": 1}
+        | ({"usage_type": spec["usage_type"]} if "usage_type" in spec else {}),
     }
     item: dict[str, Any] = {"id": "si_1", "object": "subscription_item", "price": price, "quantity": spec.get("quantity", 1)}
     found: dict[str, Any] = {

@@ -12,6 +12,7 @@ WITH monthly AS (
     FROM billing.subscription_history AS h
     CROSS JOIN reference.mrr AS r
     WHERE list_contains(r.counted_statuses, h.status) AND (r.count_paused_collection OR NOT h.collection_paused)
+        AND (r.count_metered OR h.usage_type IS DISTINCT FROM 'metered')
 ),
 steps AS (
     SELECT account, customer_id, currency, valid_from AS at, value_minor FROM monthly

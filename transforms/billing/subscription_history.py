@@ -25,6 +25,7 @@ TRACKED = (
     "unit_amount_minor",
     "billing_interval",
     "billing_interval_count",
+    "usage_type",
 )
 
 
