@@ -8,7 +8,7 @@ values. The chain hangs on the state before that second, which also breaks cycle
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import Any
 
 import msgspec
@@ -104,5 +104,6 @@ def sequence_in_second(versions: pl.DataFrame, *, keys: Sequence[str], time: str
             for at, index in enumerate(ordered):
                 place[index] = at
             parts.append(group.with_columns(pl.Series("sequence", place, pl.Int32)))
-            anchor = found[ordered[-1]].state
+            # what a shape does not carry is as it was: the anchor is all that the versions so far add up to
+            anchor = reduce(lambda before, i: {**before, **found[i].state}, ordered, dict(anchor or {}))
     return pl.concat(parts)

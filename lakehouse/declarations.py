@@ -62,19 +62,25 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       append   rows at new positions (raw);
       insert   rows whose primary key is not there yet (an idempotent append);
       merge    all rows of the touched keys (`by`) are replaced by what the transform returns for them;
+      history  (SCD2) of the touched keys only the intervals that change are replaced: see lakehouse.scd2.scd2_update;
       replace  the whole content is replaced;
       custom   the transform plans its own files (product.events).
     driver: the input table whose new rows set off the work; by: {column of this table: column of the driver}.
     first_by: (insert) of several copies of a key the lowest in these columns counts; else the one that is there. The first of
-      them is the time of receipt. conflict_on: a copy that contradicts the one that counts in these columns goes to dead letters.
+      them is the time of receipt.
+    heads: a table of the last state of each object, to go on from without its versions (lakehouse/heads.py); time: the driver's
+      column (of an insert: the table's own) by which versions follow each other.
+    conflict_on: a copy that contradicts the one that counts in these columns goes to dead letters.
     """
 
-    mode: Literal["append", "insert", "merge", "replace", "custom"]
+    mode: Literal["append", "insert", "merge", "history", "replace", "custom"]
     driver: str | None = None
     by: dict[str, str] = {}
     where: str | None = None
     first_by: list[str] = []
     conflict_on: list[str] = []
+    heads: str | None = None
+    time: str | None = None
 
 
 class KeepSnapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

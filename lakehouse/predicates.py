@@ -15,6 +15,7 @@ from pyiceberg.expressions import (
     EqualTo,
     GreaterThanOrEqual,
     In,
+    IsNull,
     LessThan,
     LessThanOrEqual,
     Or,
@@ -48,6 +49,11 @@ def below(column: str, value: Any) -> BooleanExpression:
 def one_of(column: str, values: Collection[Any]) -> BooleanExpression:
     """column IN values (none: matches nothing). NULL among the values is left out: it equals nothing."""
     return In(column, {v for v in values if v is not None})  # type: ignore[arg-type, call-arg]
+
+
+def is_null(column: str) -> BooleanExpression:
+    """Column IS NULL."""
+    return IsNull(column)  # type: ignore[arg-type, call-arg]
 
 
 def all_of(parts: Iterable[BooleanExpression]) -> BooleanExpression:

@@ -15,9 +15,13 @@ from typing import TypeVar
 import duckdb
 import polars as pl
 import pyarrow as pa
-from pyiceberg.expressions import AlwaysTrue, BooleanExpression
+import pyarrow.compute as pc
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression, Not
+from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
+from pyiceberg.transforms import BucketTransform
+from pyiceberg.types import StringType
 
 from lakehouse.checks import check_staged
 from lakehouse.commit import Change, Scope, commit, scope_of
@@ -25,14 +29,18 @@ from lakehouse.copies import conflict_letters, first_copies
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Fenced, LakehouseError, Replan, Retryable, UsageError
+from lakehouse.heads import heads_as_versions, heads_sql, split_keys
 from lakehouse.lake import Lake, newest_within, snapshot_vector
 from lakehouse.positions import TopicPartition, Vector, vector_of
-from lakehouse.predicates import all_of, any_of, at_least, below, equal, one_of
+from lakehouse.predicates import all_of, any_of, at_least, below, equal, is_null, one_of
 from lakehouse.queries import bind_sql, bind_table, connect, duckdb_type, files_sql, path_for_duckdb, quote, text
+from lakehouse.scd2 import scd2_update
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs, Transform, load_transforms, upstream
 
 MAX_PLANS = 20
+SLICE_ROWS, SLICES = 1_000_000, 16
+"""A table built whole from more driver rows than this is built in that many slices of its keys."""
 GAP = 50_000  # offsets: coordinates further apart than this are looked for as two ranges
 
 T = TypeVar("T")
@@ -276,7 +284,7 @@ def _run_once(
     driver = declared.build.driver
     topics = {topic for topic, _ in vector_of(pinned[driver][0].metadata, driver)} if driver else set()
     # a merge reads all versions of its keys and cannot stop halfway; what reads new rows alone takes them in slices
-    slice_rows = sum(cut.values()) if declared.build.mode == "merge" else lake.settings.batch_rows
+    slice_rows = sum(cut.values()) if declared.build.mode in ("merge", "history") else lake.settings.batch_rows
     reached, caught_up = bounded(expected, cut, topics, slice_rows)
     if again is not None:
         reached = dict(expected)
@@ -367,14 +375,32 @@ def _insert(plan: Plan) -> Staged:
     rejected = plan.reject(built.rejected)
     rows = built.rows
     part = plan.declared.partition[0].column
-    known = live_files(plan, one_of(part, rows.column(part).to_pylist())) if rows.num_rows else []
+    fresh, suspects = _split_fresh(plan, rows)
+    known = live_files(plan, one_of(part, suspects.column(part).to_pylist())) if suspects.num_rows else []
     remove: list[DataFile] = []
     kept = None
     if known:
-        rows, remove, kept = _first_copies(plan, rows, known)
+        suspects, remove, kept = _first_copies(plan, suspects, known)
+        rows = pa.concat_tables([conform(plan.table, fresh), conform(plan.table, suspects)])
     files = _stage_with(plan, rows, kept)
     new = _count(connection, quote(driver))
     return Staged(files, remove, scope_of([*files, *remove]), new_input_rows=new, rows=rows.num_rows, rejected=rejected)
+
+
+def _split_fresh(plan: Plan, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(rows that cannot be there yet, the others): what is later than all that is known of its object is no copy of it."""
+    part = plan.declared.partition[0].column
+    heads = heads_sql(plan, rows.column(part).to_pylist()) if rows.num_rows else None
+    if heads is None:
+        return rows.slice(0, 0), rows
+    connection, time = plan.connection, plan.declared.build.time
+    connection.register("__rows", rows)
+    on = ", ".join(f'"{c}"' for c in plan.lake.declaration(str(plan.declared.build.heads)).primary_key)
+    late = f'FROM __rows AS r JOIN {heads} AS h USING ({on}) WHERE r."{time}" <= h."{time}"'
+    key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
+    suspects = connection.execute(f"SELECT r.* {late}").to_arrow_table()
+    connection.register("__suspects", suspects)
+    return connection.execute(f"SELECT * FROM __rows ANTI JOIN __suspects USING ({key})").to_arrow_table(), suspects
 
 
 def _first_copies(plan: Plan, rows: pa.Table, known: Sequence[DataFile]) -> tuple[pa.Table, list[DataFile], pa.Table | None]:
@@ -436,26 +462,120 @@ def _count(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
 
 def _merge(plan: Plan) -> Staged:
     """Replace all rows of the touched keys by what the transform makes of all versions of these keys."""
+    new, new_rows, slices = _touched_keys(plan)
+    add: list[DataFile] = []
+    remove: list[DataFile] = []
+    count = 0
+    for keys in slices:
+        plan.connection.register("__keys", keys)
+        _bind_touched(plan, keys, new)
+        rows = plan.transform.build(plan.inputs()).rows
+        remove, kept = touched_files(plan, "__keys", list(plan.declared.build.by))
+        add += _stage_with(plan, rows, kept)
+        count += rows.num_rows
+    return Staged(add, remove, new_input_rows=new_rows, rows=count)
+
+
+def _touched_keys(plan: Plan) -> tuple[str, int, list[pa.Table]]:
+    """(the new rows of the driver as SQL, how many, the keys they touch): the keys in slices when a table is built whole.
+
+    A slice has the keys of one bucket of the last key column, so that memory does not grow with the table. Only where
+    nothing is there yet: two slices could want to rewrite the same file.
+    """
     build, connection = plan.declared.build, plan.connection
     assert build.driver
     new = plan.new_rows_sql(build.driver)
     pairs = ", ".join(f'"{source}" AS "{column}"' for column, source in build.by.items())
     keys = connection.execute(f"SELECT DISTINCT {pairs} FROM {new} WHERE {build.where or 'true'}").to_arrow_table()
     new_rows = _count(connection, new)
-    if keys.num_rows == 0:
-        return Staged((), new_input_rows=new_rows)
-    connection.register("__keys", keys)
+    if keys.num_rows == 0 or new_rows <= SLICE_ROWS or live_files(plan, AlwaysTrue()):
+        return new, new_rows, [keys] if keys.num_rows else []
+    bucket = BucketTransform(SLICES).pyarrow_transform(StringType())(keys.column(list(build.by)[-1]))
+    return new, new_rows, [part for i in range(SLICES) if (part := keys.filter(pc.equal(bucket, i))).num_rows]
+
+
+def _bind_touched(plan: Plan, keys: pa.Table, new: str) -> bool:
+    """Bind the inputs, restricted to the touched keys; the driver to heads and new rows where these suffice. Whether they did."""
+    build = plan.declared.build
+    not_late = split_keys(plan, new) if build.time and plan.base is not None else None
     for name in plan.transform.inputs:
-        _bind_restricted(plan, name, keys)
-    rows = plan.transform.build(plan.inputs()).rows
-    key_columns = list(build.by)
-    remove, kept = touched_files(plan, "__keys", key_columns)
-    files = _stage_with(plan, rows, kept)
-    return Staged(files, remove, new_input_rows=new_rows, rows=rows.num_rows)
+        if name != build.driver or not_late is None:
+            _bind_restricted(plan, name, keys)
+            continue
+        connection, table = plan.connection, plan.pinned[name][0]
+        late = connection.execute("SELECT * FROM __late").to_arrow_table()
+        _bind_restricted(plan, name, late, "__late")
+        columns = [(f.name, duckdb_type(f.field_type)) for f in table.schema().fields]
+        present = connection.execute("SELECT * FROM __heads LIMIT 0").to_arrow_table().schema
+        chosen = ", ".join(f'i."{c}"' for c, _ in columns)
+        on = " AND ".join(f'i."{source}" = k."{key}"' for key, source in build.by.items())
+        parts = [
+            f"SELECT * FROM {quote(name)}",
+            heads_as_versions(columns, present, not_late),
+            f"SELECT {chosen} FROM {new} AS i WHERE EXISTS (SELECT 1 FROM __keys AS k WHERE {on}) AND {not_late}",
+        ]
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE __driver AS {' UNION ALL '.join(parts)}")
+        bind_sql(connection, name, "__driver")
+    return not_late is not None
 
 
-def _bind_restricted(plan: Plan, name: str, keys: pa.Table) -> None:
-    """Bind an input to its name, restricted to the touched keys (the relation `__keys`)."""
+def _history(plan: Plan) -> Staged:
+    """Of the touched keys replace the intervals that change: of most only the open one, of a late one those it splits."""
+    module, by = plan.transform.module, list(plan.declared.build.by)
+    assert module
+    new, new_rows, slices = _touched_keys(plan)
+    add: list[DataFile] = []
+    remove: list[DataFile] = []
+    count = 0
+    for keys in slices:
+        connection = plan.connection
+        connection.register("__keys", keys)
+        continued = _bind_touched(plan, keys, new)
+        begins = states = module.states(plan.inputs())
+        if continued:
+            first = pl.DataFrame(connection.execute("SELECT * FROM __first").to_arrow_table())
+            begins = states.join(first, on=by).filter(pl.col(module.SCD2["time"]) >= pl.col("first")).drop("first")
+        held = _held_intervals(plan, by, continued)
+        change = scd2_update(held.drop("filename"), states, begins, **module.SCD2)
+        remove, kept = _without(plan, change.remove.join(held, on=change.remove.columns, nulls_equal=True))
+        add += _stage_with(plan, change.add.to_arrow(), kept)
+        count += change.add.height
+    return Staged(add, remove, new_input_rows=new_rows, rows=count)
+
+
+def _without(plan: Plan, gone: pl.DataFrame) -> tuple[list[DataFile], pa.Table | None]:
+    """The live files that hold the rows `gone` (with their `filename`), and the other rows of these files."""
+    if gone.is_empty():
+        return [], None
+    by_path = {path_for_duckdb(f.file_path): f for f in live_files(plan, AlwaysTrue())}
+    remove = [by_path[path] for path in sorted(set(gone["filename"]))]
+    plan.connection.register("__gone", gone.select(plan.declared.primary_key).to_arrow())
+    return remove, _other_rows(plan, remove, "__gone", ", ".join(f'"{c}"' for c in plan.declared.primary_key))
+
+
+def _held_intervals(plan: Plan, by: Sequence[str], continued: bool) -> pl.DataFrame:
+    """The table's intervals of the touched keys, with `filename`: of keys that are not late only the open ones."""
+    columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
+    using = ", ".join(f'"{c}"' for c in by)
+    parts = []
+    open_files = live_files(plan, is_null("valid_to"))
+    if open_files:
+        held = files_sql(plan.table, (f.file_path for f in open_files))
+        parts.append(f"SELECT {columns}, filename FROM {held} SEMI JOIN __keys USING ({using}) WHERE valid_to IS NULL")
+    late = "__late" if continued else "__keys"
+    count = _count(plan.connection, late)
+    closed = live_files(plan, Not(is_null("valid_to"))) if count else []
+    if closed:
+        held = files_sql(plan.table, (f.file_path for f in closed))
+        parts.append(f"SELECT {columns}, filename FROM {held} SEMI JOIN {late} USING ({using}) WHERE valid_to IS NOT NULL")
+    if not parts:
+        schema = schema_to_pyarrow(plan.table.schema(), include_field_ids=False)
+        return pl.DataFrame(schema.empty_table()).with_columns(pl.lit(None, pl.String).alias("filename"))
+    return pl.DataFrame(plan.connection.execute(" UNION ALL ".join(parts)).to_arrow_table())
+
+
+def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__keys") -> None:
+    """Bind an input to its name, restricted to the touched keys (a relation that holds the same as `keys`)."""
     build = plan.declared.build
     table, snapshot = plan.pinned[name]
     columns = [f.name for f in table.schema().fields]
@@ -473,7 +593,7 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table) -> None:
     bind_sql(
         plan.connection,
         name,
-        f"(SELECT {chosen} FROM {files_sql(table, files)} AS i WHERE EXISTS (SELECT 1 FROM __keys AS k WHERE {condition}))",
+        f"(SELECT {chosen} FROM {files_sql(table, files)} AS i WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}))",
     )
 
 
@@ -517,6 +637,7 @@ def _custom(plan: Plan) -> Staged:
 BUILDERS: dict[str, Callable[[Plan], Staged]] = {
     "insert": _insert,
     "merge": _merge,
+    "history": _history,
     "replace": _replace,
     "custom": _custom,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import polars as pl
 import pyarrow as pa
@@ -15,6 +16,17 @@ import pyarrow as pa
 from lakehouse.errors import Terminal, UsageError
 
 FROM, TO = "valid_from", "valid_to"
+
+
+class Roles(TypedDict):
+    """The arguments of `scd2` that say which column is what, kept beside a table's code."""
+
+    keys: Sequence[str]
+    time: str
+    tracked: Sequence[str]
+    sequence: NotRequired[Sequence[str]]
+    untracked: NotRequired[Sequence[str]]
+    deleted: NotRequired[str]
 
 
 @dataclass(frozen=True)

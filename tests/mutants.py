@@ -165,8 +165,8 @@ MUTANTS = (
     Mutant(
         "merge-keeps-old-rows",
         "lakehouse/runner.py",
-        "    return Staged(files, remove, new_input_rows=new_rows, rows=rows.num_rows)",
-        "    return Staged(files, (), new_input_rows=new_rows, rows=rows.num_rows)",
+        "        remove, kept = touched_files(plan",
+        "        _, kept = touched_files(plan",
         "a merge adds the new rows of a key and leaves the old ones",
     ),
     Mutant(

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from lakehouse import runner
 from lakehouse.append import append_rows
 from lakehouse.declarations import load_declarations
 from lakehouse.lake import Lake, Run, open_lake
@@ -29,6 +30,7 @@ FULL_PATH = int(os.environ.get("PROPERTY_EXAMPLES", "25"))
 DECLARED = load_declarations(ROOT / "catalog")
 FULL_PATH_TABLES = (
     "billing.event_versions",
+    "billing.object_heads",
     "billing.customers",
     "billing.subscriptions",
     "billing.subscription_items",
@@ -97,8 +99,11 @@ def contents(lake: Lake, name: str) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(FULL_PATH))
-def test_any_split_into_batches_and_any_restart_give_what_the_pure_function_gives(seed: int, tmp_path: Path) -> None:
+def test_any_split_into_batches_and_any_restart_give_what_the_pure_function_gives(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(seed)
+    monkeypatch.setattr(runner, "SLICE_ROWS", rng.choice([30, runner.SLICE_ROWS]))
     received = repeated(deliveries_of(20, 1000 + seed), rng)
     cuts = sorted(rng.sample(range(1, len(received)), rng.randint(1, 2)))
     for a, b in zip([0, *cuts], [*cuts, len(received)], strict=True):

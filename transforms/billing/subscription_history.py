@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pyarrow as pa
 
-from lakehouse.scd2 import scd2
+from lakehouse.scd2 import Roles, scd2
 from lakehouse.transforms import Inputs
 from transforms.subscriptions import subscription_states
 
@@ -28,14 +29,20 @@ TRACKED = (
     "usage_type",
 )
 
+SCD2: Roles = {
+    "keys": ["account", "subscription_id"],
+    "time": "created_at",
+    "sequence": ["sequence"],
+    "tracked": TRACKED,
+    "untracked": ["started_at"],
+}
+
+
+def states(inputs: Inputs) -> pl.DataFrame:
+    """Every state of every subscription."""
+    return subscription_states(inputs)
+
 
 def build(inputs: Inputs) -> pa.Table:
     """One row a subscription and interval in which no tracked column changed."""
-    return scd2(
-        subscription_states(inputs),
-        keys=["account", "subscription_id"],
-        time="created_at",
-        sequence=["sequence"],
-        tracked=TRACKED,
-        untracked=["started_at"],
-    ).to_arrow()
+    return scd2(states(inputs), **SCD2).to_arrow()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import polars as pl
 import pyarrow as pa
 
-from lakehouse.scd2 import scd2
+from lakehouse.scd2 import Roles, scd2
 from lakehouse.transforms import Inputs
 from transforms.versions import ordered_versions, unnested
 
 INPUTS = ("billing.event_versions",)
 
-KEYS = ["account", "subscription_id", "subscription_item_id"]
 TRACKED = (
     "price_id",
     "product_id",
@@ -25,8 +24,16 @@ TRACKED = (
     "discounts",
 )
 
+SCD2: Roles = {
+    "keys": ["account", "subscription_id", "subscription_item_id"],
+    "time": "created_at",
+    "sequence": ["sequence"],
+    "tracked": TRACKED,
+    "deleted": "removed",
+}
 
-def item_states(inputs: Inputs) -> pl.DataFrame:
+
+def states(inputs: Inputs) -> pl.DataFrame:
     """Every state of every item: an event lists the items of its subscription, so one that it does not list is not there then."""
     versions = ordered_versions(inputs, "subscription", [], ["items"]).filter(pl.col("items").is_not_null())
     of_version = ["account", "object_id", "created_at", "sequence"]
@@ -46,6 +53,4 @@ def item_states(inputs: Inputs) -> pl.DataFrame:
 
 def build(inputs: Inputs) -> pa.Table:
     """One row an item and interval in which no tracked column changed; while it is removed there is a gap."""
-    return scd2(
-        item_states(inputs), keys=KEYS, time="created_at", sequence=["sequence"], tracked=TRACKED, deleted="removed"
-    ).to_arrow()
+    return scd2(states(inputs), **SCD2).to_arrow()

@@ -1,0 +1,182 @@
+"""A billing batch at 10 times the usual rate, on tables that hold 1 M and 20 M versions of the same company; and a full rebuild.
+
+The batch: 42,000 events (2 minutes of 3 M a day, ten times over), uniform over the objects, 1 % of them more than a year old,
+from raw to committed event versions, heads, current and history tables. The company has the same customers at 1 M and at 20 M,
+only more events of each. Figures: seconds and bytes (read and written by the process, cached or not) of the batch on each, and
+their ratios; events/s of a rebuild of every table from 10 M event versions; peak memory of all.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from lakehouse.append import append_rows
+from lakehouse.commit import Change, commit
+from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.runner import run
+from lakehouse.settings import Settings
+from lakehouse.staging import stage
+
+CUSTOMERS, SMALL, LARGE, BATCH, REBUILD, CHUNK = 50_000, 1_000_000, 20_000_000, 42_000, 10_000_000, 1_000_000
+TOPIC = "stripe"
+END = datetime(2026, 1, 1, tzinfo=UTC)
+TABLES = (
+    "billing.event_versions",
+    "billing.object_heads",
+    "billing.customers",
+    "billing.customer_history",
+    "billing.subscriptions",
+    "billing.subscription_history",
+    "billing.subscription_items",
+    "billing.subscription_item_history",
+)
+
+# One version a step: nine of ten of a subscription, one of a customer; each object's in order, the whole spread over the years.
+VERSIONS = """
+SELECT
+    'platform' AS account, true AS livemode, 'evt_' || n AS event_id,
+    CASE WHEN is_customer THEN 'customer.updated' ELSE 'customer.subscription.updated' END AS event_type,
+    CASE WHEN is_customer THEN 'customer' ELSE 'subscription' END AS object_type,
+    CASE WHEN is_customer THEN 'cus_' ELSE 'sub_' END || md5(CAST(object AS VARCHAR))[:14] AS object_id,
+    'cus_' || md5(CAST(object AS VARCHAR))[:14] AS customer_id,
+    to_timestamp($begin + n * $step) AS created_at,
+    '2025-03-31.basil' AS api_version, 'webhook' AS source, false AS nested, false AS deleted, 1 AS rank,
+    CASE WHEN is_customer THEN json_object(
+        'customer_id', 'cus_' || md5(CAST(object AS VARCHAR))[:14], 'email', 'c' || object || '@example.com', 'currency', 'usd',
+        'delinquent', version % 3 = 0, 'created', 1600000000)
+    ELSE json_object(
+        'customer_id', 'cus_' || md5(CAST(object AS VARCHAR))[:14],
+        'status', CASE version % 4 WHEN 0 THEN 'past_due' ELSE 'active' END,
+        'price_id', 'price_pro', 'product_id', 'prod_streamforge_pro', 'quantity', 1 + version // 2 % 50, 'currency', 'usd',
+        'unit_amount_minor', 19900, 'billing_interval', 'month', 'billing_interval_count', 1, 'cancel_at_period_end', false,
+        'started_at', 1600000000, 'items', [json_object(
+            'subscription_item_id', 'si_' || md5(CAST(object AS VARCHAR))[:14], 'price_id', 'price_pro',
+            'product_id', 'prod_streamforge_pro', 'quantity', 1 + version // 2 % 50, 'unit_amount_minor', 19900)])
+    END AS state,
+    NULL::VARCHAR AS previous, NULL::VARCHAR AS extra,
+    to_timestamp($begin + n * $step + 2) AS recorded_at, $topic AS topic, 0 AS partition, n AS "offset"
+FROM (
+    SELECT
+        n, n % 10 = 9 AS is_customer, (n // 10 * 7919 + n % 10 * 104729) % $customers AS object,
+        n // 10 // $customers AS version
+    FROM range($first, $last) AS t(n)
+)
+"""
+
+
+def _fill(lake: Lake, versions: int, customers: int, begin: int, say: Callable[[str], None]) -> None:
+    """Commit that many versions to billing.event_versions as if they had been received, and raw's positions with them."""
+    append_rows(lake, "raw.stripe_events", _raw([]), {}, {(TOPIC, 0): versions}, {TOPIC: "bench"})
+    name = "billing.event_versions"
+    table, declared = lake.open_for_write(name), lake.declaration(name)
+    step = (int(END.timestamp()) - begin) / versions
+    files = []
+    for first in range(0, versions, CHUNK):
+        say(f"laying down {first:,} of {versions:,} versions")
+        with duckdb.connect(config={"threads": 2}) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            known = {"begin": begin, "step": step, "topic": TOPIC, "customers": customers}
+            rows = connection.execute(VERSIONS, {**known, "first": first, "last": min(first + CHUNK, versions)}).to_arrow_table()
+        files += stage(table, declared, rows)
+    commit(table, lake.run, Change(name, {(TOPIC, 0): 0}, {(TOPIC, 0): versions}, add=files))
+
+
+def _raw(rows: list[tuple[bytes, datetime]], first: int = 0) -> pa.Table:
+    n = len(rows)
+    names = ["topic", "partition", "offset", "payload", "received_at", "source"]
+    kinds = [pa.string(), pa.int32(), pa.int64(), pa.binary(), pa.timestamp("us", "UTC"), pa.string()]
+    columns = [[TOPIC] * n, [0] * n, list(range(first, first + n)), [r[0] for r in rows], [r[1] for r in rows], ["webhook"] * n]
+    return pa.table([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], names=names)
+
+
+def _batch(count: int, customers: int, begin: int, seed: int) -> list[tuple[bytes, datetime]]:
+    """Webhooks of two minutes: nine of ten of a subscription, one of a customer; 1 % between a year and the beginning old."""
+    import hashlib
+
+    rng, found = random.Random(seed), []
+    for i in range(count):
+        hashed = hashlib.md5(str(rng.randrange(customers)).encode()).hexdigest()[:14]
+        at = END + timedelta(seconds=1 + i * 120 / count)
+        if i % 100 == 0:
+            at = datetime.fromtimestamp(rng.uniform(begin, END.timestamp() - 366 * 86_400), UTC)
+        if i % 10 == 9:
+            kind, obj = "customer.updated", {"id": f"cus_{hashed}", "object": "customer", "delinquent": rng.random() < 0.5}
+            obj |= {"email": f"{hashed}@example.com", "currency": "usd", "created": 1_600_000_000}
+        else:
+            price = {"id": "price_pro", "product": "prod_streamforge_pro", "unit_amount": 19900, "currency": "usd"}
+            price |= {"recurring": {"interval": "month", "interval_count": 1}}
+            item = {"id": f"si_{hashed}", "object": "subscription_item", "price": price, "quantity": rng.randint(1, 60)}
+            kind, obj = "customer.subscription.updated", {"id": f"sub_{hashed}", "object": "subscription"}
+            obj |= {"customer": f"cus_{hashed}", "status": "active", "cancel_at_period_end": False, "start_date": 1_600_000_000}
+            obj |= {"items": {"object": "list", "data": [item]}, "metadata": {"filler": "x" * 400}}
+        event = {"id": f"evt_new_{seed}_{i}", "object": "event", "type": kind, "created": int(at.timestamp()), "livemode": True}
+        found.append(
+            (
+                json.dumps(event | {"api_version": "2025-03-31.basil", "data": {"object": obj}}).encode(),
+                END + timedelta(seconds=300),
+            )
+        )
+    return found
+
+
+def _bytes() -> int:
+    """Bytes that this process has read and written through system calls."""
+    found = dict(line.split(": ") for line in Path("/proc/self/io").read_text("ascii").splitlines())
+    return int(found["rchar"]) + int(found["wchar"])
+
+
+def _measure(home: Path, versions: int, scale: float, say: Callable[[str], None]) -> tuple[float, float, dict[str, float]]:
+    """(seconds, bytes, seconds by table) of one batch on tables that hold `versions`."""
+    customers, count = int(CUSTOMERS * scale), int(BATCH * scale)
+    begin = int((END - timedelta(days=365 * 3)).timestamp())
+    lake = open_lake(Settings(home=home), Run("bench", "bench"))  # type: ignore[call-arg]
+    _fill(lake, versions, customers, begin, say)
+    say(f"building the tables of {versions:,} versions")
+    run(lake, TABLES[1:])
+    append_rows(
+        lake,
+        "raw.stripe_events",
+        _raw(_batch(count, customers, begin, 1), versions),
+        {(TOPIC, 0): versions},
+        {(TOPIC, 0): versions + count},
+        {TOPIC: "bench"},
+    )
+    say(f"one batch of {count:,} events on {versions:,} versions")
+    before, started = _bytes(), time.monotonic()
+    reports = run(lake, TABLES)
+    seconds = time.monotonic() - started
+    done = {r.table: r for r in reports}
+    assert done["billing.event_versions"].rows == count, "every event of the batch is new"
+    return seconds, float(_bytes() - before), {r.table: round(r.seconds, 2) for r in reports}
+
+
+def one_run(scale: float, say: Callable[[str], None]) -> dict[str, float]:
+    """Both sizes and the rebuild; scale shrinks everything alike, the customers too."""
+    found: dict[str, float] = {}
+    for name, versions in (("1m", SMALL), ("20m", LARGE)):
+        with tempfile.TemporaryDirectory(prefix="bench-billing-") as home:
+            seconds, read, parts = _measure(Path(home), int(versions * scale), scale, say)
+        say(f"{name}: {parts}")
+        found |= {f"seconds_at_{name}": round(seconds, 2), f"mb_at_{name}": round(read / 1e6, 1)}
+    found["ratio"] = round(found["seconds_at_20m"] / found["seconds_at_1m"], 2)
+    found["bytes_ratio"] = round(found["mb_at_20m"] / found["mb_at_1m"], 2)
+    rebuilt = int(REBUILD * scale)
+    with tempfile.TemporaryDirectory(prefix="bench-billing-") as home:
+        lake = open_lake(Settings(home=Path(home)), Run("bench", "bench"))  # type: ignore[call-arg]
+        _fill(lake, rebuilt, int(CUSTOMERS * scale), int((END - timedelta(days=365 * 3)).timestamp()), say)
+        say(f"rebuilding every table from {rebuilt:,} versions")
+        started = time.monotonic()
+        run(lake, TABLES[1:])
+        found["rebuild_events_per_second"] = round(rebuilt / (time.monotonic() - started))
+    found["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return found

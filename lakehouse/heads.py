@@ -1,0 +1,98 @@
+"""Heads: one row an object with the state that its versions add up to, so that what comes after them needs none of them.
+
+A batch names objects. Of nearly all, everything new is later than everything known: their head and the new rows say all there is
+to know, and no older version is read. Only an object with something late, or something that may be known already, is looked up.
+The result is the same; the cost grows with the batch. See docs/decisions, "Heads".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pyiceberg.table import Table
+
+from lakehouse.lake import history, snapshot_vector
+from lakehouse.positions import vector_of
+from lakehouse.predicates import one_of
+from lakehouse.queries import duckdb_type, files_sql
+
+if TYPE_CHECKING:
+    from lakehouse.runner import Plan
+
+
+def heads_sql(plan: Plan, objects: list[str]) -> str | None:
+    """The heads of `objects` as they were at the positions that the plan starts from, as an SQL table expression.
+
+    None if there is no such snapshot (the table of heads is at other positions, or its snapshot has expired): then all versions
+    have to be read, which gives the same.
+    """
+    build = plan.declared.build
+    if build.heads is None or not any(plan.expected.values()) or not plan.lake.exists(build.heads):
+        return None
+    table = plan.lake.load(build.heads)
+    snapshot = _snapshot_at(plan, table)
+    if snapshot is None:
+        return None
+    column = plan.lake.declaration(build.heads).partition[0].column
+    files = [t.file.file_path for t in table.scan(one_of(column, objects), snapshot_id=snapshot).plan_files()]
+    columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)
+    if not files:
+        empty = ", ".join(f'CAST(NULL AS {duckdb_type(f.field_type)}) AS "{f.name}"' for f in table.schema().fields)
+        return f"(SELECT {empty} WHERE false)"
+    return f"(SELECT {columns} FROM {files_sql(table, files)})"
+
+
+def _snapshot_at(plan: Plan, table: Table) -> int | None:
+    name = plan.declared.build.heads
+    assert name
+    wanted = {k: v for k, v in plan.expected.items() if v}
+    current = table.current_snapshot()
+    if current is not None and {k: v for k, v in vector_of(table.metadata, name).items() if v} == wanted:
+        return current.snapshot_id
+    for snapshot in history(table):
+        if {k: v for k, v in snapshot_vector(snapshot, name).items() if v} == wanted:
+            return snapshot.snapshot_id
+    return None
+
+
+def split_keys(plan: Plan, new: str) -> str | None:
+    """Make `__heads`, `__first` and `__late` for the touched keys (`__keys`); None if there are no heads to go on from.
+
+    new: the new rows of the driver, as an SQL table expression. `__first`: when the first of them began, by key. `__late`: the
+    keys that have a new row which is not later than their head.
+
+    Returns:
+        An SQL condition on a row `i` of the driver: it belongs to one of the keys that are not late.
+    """
+    build, connection = plan.declared.build, plan.connection
+    on = " AND ".join(f'i."{source}" = k."{key}"' for key, source in build.by.items())
+    keys = ", ".join(f'k."{key}"' for key in build.by)
+    where = build.where or "true"
+    connection.execute(
+        f'CREATE OR REPLACE TEMP TABLE __first AS SELECT {keys}, min(i."{build.time}") AS first '
+        f"FROM (FROM {new} WHERE {where}) AS i JOIN __keys AS k ON {on} GROUP BY ALL"
+    )
+    column = plan.lake.declaration(build.heads).partition[0].column if build.heads else ""
+    matched = next((key for key, source in build.by.items() if source == column), None)
+    if matched is None:
+        return None
+    objects = connection.execute(f'SELECT DISTINCT "{matched}" FROM __keys').to_arrow_table().column(0).to_pylist()
+    heads = heads_sql(plan, objects)
+    if heads is None:
+        return None
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE __heads AS SELECT i.* FROM (FROM {heads} WHERE {where}) AS i JOIN __keys AS k ON {on}"
+    )
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE __late AS SELECT {keys} FROM __first AS k JOIN __heads AS i ON {on} "
+        f'WHERE k.first <= i."{build.time}"'
+    )
+    using = " AND ".join(f'i."{source}" = l."{key}"' for key, source in build.by.items())
+    return f"NOT EXISTS (SELECT 1 FROM __late AS l WHERE {using})"
+
+
+def heads_as_versions(columns: list[tuple[str, str]], present: pa.Schema, not_late: str) -> str:
+    """SELECT of `__heads` (of keys that are not late) as rows of the driver: what a head does not say is NULL."""
+    chosen = ", ".join(f'i."{c}"' if c in present.names else f'CAST(NULL AS {kind}) AS "{c}"' for c, kind in columns)
+    return f"SELECT {chosen} FROM __heads AS i WHERE {not_late}"
