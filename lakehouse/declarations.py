@@ -96,7 +96,7 @@ class KeepSnapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One table, whole."""
+    """One table, whole. row_group_rows: small groups let a few keys be found in a large sorted file by statistics."""
 
     table: str
     doc: str
@@ -107,6 +107,7 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     columns: list[Column]
     partition: list[PartitionBy] = []
     sort: list[str] = []
+    row_group_rows: int | None = None
     retention_days: int | None = None
     snapshots: KeepSnapshots | None = None
     freshness_minutes: int | None = None

@@ -138,7 +138,9 @@ class Lake:
                 schema=schema,
                 partition_spec=declared.partition_spec(schema),
                 sort_order=declared.sort_order(schema),
-                properties=TABLE_PROPERTIES | {"comment": declared.doc, "owner": declared.owner},
+                properties=TABLE_PROPERTIES
+                | ({"write.parquet.row-group-limit": str(declared.row_group_rows)} if declared.row_group_rows else {})
+                | {"comment": declared.doc, "owner": declared.owner},
             )
         except TableAlreadyExistsError:  # another process was quicker
             return self.catalog.load_table(declared.table)

@@ -39,6 +39,7 @@ from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs, Transform, load_transforms, upstream
 
 MAX_PLANS = 20
+MAX_LITERALS = 5_000
 SLICE_ROWS, SLICES = 1_000_000, 16
 """A table built whole from more driver rows than this is built in that many slices of its keys."""
 GAP = 50_000  # offsets: coordinates further apart than this are looked for as two ranges
@@ -414,8 +415,10 @@ def _first_copies(plan: Plan, rows: pa.Table, known: Sequence[DataFile]) -> tupl
     connection.register("__rows", rows)
     held = files_sql(plan.table, (f.file_path for f in known))
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
+    part = plan.declared.partition[0].column
+    near = f"(FROM {held} WHERE {_among(quote(part), rows.column(part))})"
     there = pl.DataFrame(
-        connection.execute(f"SELECT {columns}, filename FROM {held} SEMI JOIN __rows USING ({key})").to_arrow_table()
+        connection.execute(f"SELECT {columns}, filename FROM {near} SEMI JOIN __rows USING ({key})").to_arrow_table()
     )
     if there.is_empty():
         return rows, [], None
@@ -590,11 +593,22 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__k
     condition = " AND ".join(f'i."{source}" = k."{key}"' for key, source in matched.items()) or "true"
     if name == build.driver:
         condition += f" AND ({_below(plan.reached)})"
+    few = "".join(f" AND {_among(f'i.{quote(source)}', keys.column(key))}" for key, source in matched.items())
     bind_sql(
         plan.connection,
         name,
-        f"(SELECT {chosen} FROM {files_sql(table, files)} AS i WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}))",
+        f"(SELECT {chosen} FROM {files_sql(table, files)} AS i "
+        f"WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}){few})",
     )
+
+
+def _among(column: str, values: pa.ChunkedArray) -> str:
+    """SQL: the column has one of the values, as literals: only so does DuckDB skip row groups (a join does it for up to 50)."""
+    strings = pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type)
+    if not strings or len(values) > MAX_LITERALS:
+        return "true"
+    found = sorted({v for v in values.to_pylist() if v is not None})
+    return f"{column} IN ({', '.join(text(v) for v in found)})" if found else "false"
 
 
 def _below(reached: Vector) -> str:
