@@ -27,7 +27,7 @@ from lakehouse.staging import stage
 TABLE, TOPIC, PARTITIONS = "raw.product_events", "product.events", 12
 COMMITS, EARLY = 5_000, 50
 BETWEEN_EXPIRY, BETWEEN_MAINTENANCE = 30, 360
-BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
+BEGIN = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
 
 
 def batch(number: int) -> pa.Table:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from pyiceberg.table import Table
 
+from lakehouse import metrics
 from lakehouse.declarations import Declaration
 from lakehouse.errors import LakehouseError, Retryable, RolledBack
 from lakehouse.lake import Lake
@@ -80,6 +81,7 @@ def _orphans(job: _Job) -> dict[str, int]:
     settings = job.lake.settings
     guard = int(settings.orphan_hours * HOUR_MS)
     files, size = remove_orphans(job.table, job.lake.run, settings, guard, dry_run=job.dry_run)
+    metrics.ORPHAN_BYTES.labels(job.declared.table).set(size)
     return {"files": files, "bytes": size}
 
 
