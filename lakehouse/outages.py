@@ -78,7 +78,8 @@ def explain(error: BaseException, what: str) -> LakehouseError:
     said = without_password(said.strip().split("\n")[0])
     if is_refusal(error):
         return Terminal(f"{what} was refused: {said}. Look at addresses, keys and rights: lakehouse settings")
-    return Retryable(f"{what} failed: {said}. Nothing was published; run it again")
+    # a change of schema or a rollback whose answer was lost may have landed: then running it again finds it done
+    return Retryable(f"{what} failed: {said}. Nothing is done twice; run it again")
 
 
 @contextmanager
