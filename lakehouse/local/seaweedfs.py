@@ -22,6 +22,7 @@ from lakehouse.local.process import Child, free_ports
 
 REGION = "us-east-1"
 START_SECONDS = 20.0
+SOCKETS = Path("/tmp")  # noqa: S108 - where SeaweedFS puts one for each of its ports, and leaves it when killed
 PORTS = (  # every one of them, or the default would be taken (and its gRPC twin 10000 above it)
     "master.port",
     "master.port.grpc",
@@ -51,6 +52,11 @@ class SeaweedFS:
         self._ports: dict[str, int] = {}
         self._child = Child("SeaweedFS", self._folder / "weed.log")
         self.access_key_id = self.secret_access_key = ""
+
+    @property
+    def ports(self) -> list[int]:
+        """Every port that it listens on, once it has been started."""
+        return list(self._ports.values())
 
     @property
     def s3_endpoint(self) -> str:
@@ -135,9 +141,9 @@ class SeaweedFS:
         """Stop it; its data is kept. Safe to call twice."""
         # SIGKILL: every write that was answered is in its files, and after SIGTERM its parts wait 3 s for each other
         self._child.kill()
-        for kind in ("filer", "s3"):
-            if port := self._ports.get(f"{kind}.port"):
-                Path(f"/tmp/seaweedfs-{kind}-{port}.sock").unlink(missing_ok=True)  # noqa: S108 - the name is SeaweedFS' own
+        for port in self._ports.values():
+            for socket in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                socket.unlink(missing_ok=True)
 
     def _keys(self) -> Path:
         """The file of the one identity, made at the first start; only this user can read it."""

@@ -23,6 +23,7 @@ from lakehouse.catalogs import open_catalog
 from lakehouse.lake import TABLE_PROPERTIES, open_lake
 from lakehouse.local import KINDS, Kind, LocalServices, local_services
 from lakehouse.local.glue import GlueServer
+from lakehouse.local.seaweedfs import SOCKETS
 from lakehouse.queries import query
 from lakehouse.settings import ROOT, Settings, load_settings
 from tests.proxy import Answer, FaultProxy, Request
@@ -177,5 +178,7 @@ def test_the_store_keeps_its_objects_and_keys_over_a_restart(tmp_path: Path, mon
                 catalog.create_namespace("raw")
                 catalog.create_table("raw.kept", ROWS).append(pa.table({"writer": [1], "number": [2]}, ROWS))
             assert catalog.load_table("raw.kept").scan().to_arrow().to_pylist() == [{"writer": 1, "number": 2}]
+        assert services.store
+        assert not [s for port in services.store.ports for s in SOCKETS.glob(f"seaweedfs-*-{port}.sock")]
     assert keys[0] == keys[1]
     assert (tmp_path / "seaweedfs" / "identities.json").stat().st_mode & 0o077 == 0
