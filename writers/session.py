@@ -46,12 +46,13 @@ WATCH_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Batch:
-    """One committed micro-batch: its snapshot (None: nothing was new), rows and payload bytes."""
+    """One committed micro-batch: its snapshot (None: nothing was new), rows, payload bytes; seconds from its first record on."""
 
     table: str
     snapshot_id: int | None
     rows: int
     payload_bytes: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Session:
         failpoints.hit("consume.read")
         if self._batch is None:
             self._batch = Append(self._lake, self._stream.table, self._positions, {self._stream.topic: self._source})
-            self._spent = _Spent(time.monotonic())
+            self._spent = _Spent(time.monotonic() - read)
         started = time.monotonic()
         rows = self._stream.enrich(records_to_arrow(messages))
         converted = time.monotonic()
@@ -238,7 +239,8 @@ class Session:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
         self.commits += 1
         if self._on_batch:
-            self._on_batch(Batch(table, done.snapshot_id, batch.rows, spent.payload_bytes))
+            seconds = round(time.monotonic() - spent.began, 3)
+            self._on_batch(Batch(table, done.snapshot_id, batch.rows, spent.payload_bytes, seconds))
 
     def _refuse_another_topic(self) -> None:
         """A topic that was created again while it was read: its offsets mean other records, and its id is another."""

@@ -248,8 +248,14 @@ def test_records_that_kafka_has_deleted_stop_it(kafka: KafkaBroker, lake: Lake) 
     assert sorted(int(r["payload"]) for r in found) == [*range(10), *range(15, 20)]
 
 
-def test_a_topic_created_again_while_it_is_read_stops_it(lake: Lake, broker: Broker, topic: str, feed: Feed) -> None:
-    """The new topic has more records than the position: they would pass for the old one's, but for its id."""
+def test_a_topic_created_again_while_it_is_read_stops_it(kafka: KafkaBroker, lake: Lake) -> None:
+    """The new topic has more records than the position: they would pass for the old one's, but for its id.
+
+    On Apache Kafka alone: when the embedded broker deletes a topic under a member of a group, librdkafka 2.16.0 crashes.
+    """
+    broker, topic = kafka, "follow.again"
+    ensure_topics(broker.bootstrap_servers, {topic: PARTITIONS})
+    feed = Feed(broker, topic)
     running = Member(lake.settings, broker, topic)
     feed.send(60)
     until(lambda: stored(lake) == 60)
@@ -298,8 +304,8 @@ def test_metrics_tell_what_happened(lake: Lake, broker: Broker, topic: str, feed
     feed.send(900)
     with member(lake, broker, topic) as running:
         until(lambda: stored(lake) == 900)
-        until(lambda: value("lakehouse_lag_records", partition="0") == 0.0)
-        assert REGISTRY.get_sample_value("lakehouse_lag_records", {"table": RAW, "partition": "5"}) == 0.0
+        lags = [{"table": RAW, "partition": str(p)} for p in range(PARTITIONS)]
+        until(lambda: [REGISTRY.get_sample_value("lakehouse_lag_records", lag) for lag in lags] == [0.0] * PARTITIONS)
         assert 0 <= value("lakehouse_seconds_since_last_commit") < 30
     done = {n: value(f"lakehouse_{n}_total") - was for n, was in before.items()}
     assert done["rows"] == 900

@@ -1,0 +1,17 @@
+"""The benchmarks of ingestion, very small: so that they cannot rot. What they measure at this size means nothing."""
+
+from __future__ import annotations
+
+from benchmarks import freshness, ingest
+
+
+def test_ingest_holds_every_event_and_reports_its_figures() -> None:
+    run = ingest.one_run(0.001, lambda _: None)
+    assert run["events"] == 5_000
+    assert {"events_per_second", "cpu_us_per_event", "peak_rss_mb"} <= run.keys()
+    assert all(value > 0 for name, value in run.items() if name != "apache_kafka")
+
+
+def test_freshness_counts_every_row() -> None:
+    run = freshness.one_run(0.02, lambda _: None)
+    assert 0 < run["p50_seconds"] <= run["p95_seconds"] <= run["p99_seconds"]
