@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
+from pydantic import SecretStr
 
 from lakehouse.broker import HOST, ensure_topics
 from lakehouse.lake import open_lake
 from lakehouse.local.kafka import KafkaBroker, why_unavailable
 from lakehouse.local.process import free_ports
-from lakehouse.services import kafka_config
+from lakehouse.services import Services, kafka_config
 from lakehouse.settings import Settings
+from simulator.webhooks import signature
+from tests.feed import rows
+from tests.reconciling import DAY, NOW, bench, customer, event
+from writers import jobs
 from writers.kafka import ingest
 from writers.records import received_by_kafka
 from writers.session import Stream
@@ -48,31 +55,61 @@ class GuardedKafka(KafkaBroker):
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with GuardedKafka(tmp_path_factory.mktemp("guarded")) as node:
-        ensure_topics(node.bootstrap_servers, {"t": 1}, timeout_seconds=60)
+        ensure_topics(node.bootstrap_servers, {"t": 1, "webhooks": 1, "reconciled": 1}, timeout_seconds=60)
         yield node.guarded
 
 
+def proof(bootstrap: str, password: str = PASSWORD) -> dict[str, Any]:
+    """The settings of a user who may enter."""
+    user = {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_mechanism": "PLAIN", "kafka_username": "lake"}
+    return {"kafka_bootstrap": bootstrap, "kafka_password": SecretStr(password), **user}
+
+
 def config(bootstrap: str, password: str) -> dict[str, Any]:
-    proof = {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_mechanism": "PLAIN", "kafka_username": "lake"}
-    return kafka_config(Settings(kafka_bootstrap=bootstrap, kafka_password=password, **proof), bootstrap)
+    return kafka_config(Settings(**proof(bootstrap, password)), bootstrap)
+
+
+def services(bootstrap: str, stripe_topic: str) -> Services:
+    return Services(bootstrap, "t", stripe_topic, "")
 
 
 def test_the_right_password_is_let_in(guarded: str) -> None:
     assert "t" in AdminClient(config(guarded, PASSWORD)).list_topics(timeout=30).topics
 
 
-@pytest.mark.parametrize("proof", ["wrong", None])
-def test_others_are_not(guarded: str, proof: str | None) -> None:
+@pytest.mark.parametrize("said", ["wrong", None])
+def test_others_are_not(guarded: str, said: str | None) -> None:
     with pytest.raises(KafkaException):
-        AdminClient(config(guarded, proof) if proof else {"bootstrap.servers": guarded, "log_level": 0}).list_topics(timeout=3)
+        AdminClient(config(guarded, said) if said else {"bootstrap.servers": guarded, "log_level": 0}).list_topics(timeout=3)
 
 
 def test_a_writer_reads_as_its_user(guarded: str, tmp_path: Path) -> None:
-    proof = {"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_sasl_mechanism": "PLAIN", "kafka_username": "lake"}
-    settings = Settings(home=tmp_path / "home", kafka_bootstrap=guarded, kafka_password=PASSWORD, **proof)
+    settings = Settings(home=tmp_path / "home", **proof(guarded))
     producer = Producer(kafka_config(settings, guarded))
     producer.produce("t", b"{}")
     assert producer.flush(30) == 0
     lake = open_lake(settings)
     ingest(lake, Stream("raw.product_events", "t", guarded, received_by_kafka))
     assert lake.vector("raw.product_events") == {("t", 0): 1}
+
+
+@pytest.mark.parametrize(("password", "status"), [(PASSWORD, 200), ("wrong", 503)])
+def test_the_receiver_answers_yes_only_where_it_is_let_in(guarded: str, tmp_path: Path, password: str, status: int) -> None:
+    secret, body = "whsec_one", b'{"id": "evt_1", "object": "event", "type": "customer.updated"}'
+    settings = Settings(home=tmp_path / "home", webhook_secrets=[secret], webhook_port=0, **proof(guarded, password))
+    with jobs.receiver(settings, services(guarded, "webhooks"), time.time) as url:
+        signed = {"Stripe-Signature": signature(secret, int(time.time()), body)}
+        assert httpx.post(url, content=body, headers=signed, timeout=30).status_code == status
+    if status == 200:
+        lake = open_lake(settings)
+        jobs.ingest(lake, services(guarded, "webhooks"), ["raw.stripe_events"])
+        assert [r["payload"] for r in rows(lake, "SELECT payload FROM raw.stripe_events")] == [body]
+
+
+def test_a_reconciliation_sends_as_its_user(guarded: str, tmp_path: Path) -> None:
+    made = [event(i, NOW - DAY + i, customer(name=f"N{i}"), id=f"evt_{i}") for i in range(3)]
+    with bench(tmp_path, made, withheld={"evt_1"}, **proof(guarded)) as b:
+        report = jobs.reconcile(b.lake(), services(guarded, "reconciled"))
+        assert (report.events.missing, report.events.sent) == (1, 1)
+        jobs.ingest(b.lake(), services(guarded, "reconciled"), ["raw.stripe_events"])
+        assert jobs.reconcile(b.lake(), services(guarded, "reconciled")).resolved == 1
