@@ -1,7 +1,7 @@
 """How the Iceberg catalog and its object store are reached: SQLite, REST or Glue; with time limits, and no retry behind our back.
 
 A request that only reads is tried again by the client. One that changes a table is sent once: whether it landed is for
-`lakehouse/commit.py` to find out, since a client that sends a commit twice reports a conflict with itself.
+`lakehouse/publish.py` to find out, since a client that sends a commit twice reports a conflict with itself.
 """
 
 from __future__ import annotations

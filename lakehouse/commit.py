@@ -6,35 +6,31 @@ Data and positions land in the same Iceberg commit, or not at all. Two kinds:
 - rewrite at base: besides, the files it planned on are still live, and no file was added in its scope since its base.
 
 pyiceberg's own retry is not used: it drops the snapshot requirement and rebases, so that a zombie's append of the same
-offsets succeeds, and after a lost response it deletes manifests that are live. This loop reloads, checks, and commits with
-no library retry; the catalog's compare-and-swap closes the gap between the check and the commit, because every commit
-that moves a position also moves the snapshot, and `main` must still be at the snapshot that was checked. The same loop
-serves SQL, REST and Glue catalogs.
+offsets succeeds, and after a lost response it deletes manifests that are live. Our loop (lakehouse/publish.py) reloads, checks,
+and commits with no library retry; the catalog's compare-and-swap closes the gap between the check and the commit, because
+every commit that moves a position also moves the snapshot, and `main` must still be at the snapshot that was checked. The
+same loop serves SQL, REST and Glue catalogs.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, ValidationException
+from pyiceberg.exceptions import ValidationException
 from pyiceberg.manifest import DataFile, ManifestEntryStatus
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
-from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate, TableRequirement, TableUpdate
+from pyiceberg.table.update import AssertTableUUID, SetPropertiesUpdate, TableUpdate
 from pyiceberg.typedef import Record
 
 from lakehouse import failpoints
-from lakehouse.errors import CommitUnresolved, Fenced, Replan, Terminal
+from lakehouse.errors import Fenced, Replan
 from lakehouse.files import modified_ms
 from lakehouse.lake import Run
-from lakehouse.outages import explain, is_refusal
 from lakehouse.positions import (
     TopicPartition,
     Vector,
@@ -44,12 +40,8 @@ from lakehouse.positions import (
     refuse_rolled_back,
     vector_of,
 )
+from lakehouse.publish import Request, publish
 from lakehouse.snapshots import Append, Cluster, OneSnapshot, Overwrite
-
-log = logging.getLogger(__name__)
-
-MAX_ATTEMPTS = 60
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.02, 2.0
 
 SWEPT = "lakehouse.swept-before"
 """Table property: files modified before this time (ms, by the store's clock) that no snapshot named may have been removed."""
@@ -129,27 +121,8 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
         raise Fenced(f"{name}: {change.consumer} would go back at {backwards}; positions only advance")
     swept = table.properties.get(SWEPT)
     attempted: list[int] = []
-    conflicts = unknown = 0
-    wait = FIRST_WAIT_SECONDS
-    last_error: BaseException | None = None
-    refused = False
-    for attempt in range(MAX_ATTEMPTS):
-        if attempt:
-            time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-            wait = min(wait * 2, LONGEST_WAIT_SECONDS)
-        try:
-            table.refresh()
-        except NoSuchTableError:
-            raise Terminal(f"{name}: the table was dropped while a job worked on it; staged files were kept") from None
-        except Exception as error:  # an unreachable catalog says nothing about the commit: try to learn again
-            if is_refusal(error) and not attempted:
-                raise explain(error, f"{name}: loading the table") from error
-            last_error = error
-            continue
-        if landed := _landed(table, attempted):
-            return Committed(landed, conflicts, unknown)
-        if refused and last_error:  # said after a look: a refusal may answer what had been carried out
-            raise explain(last_error, f"{name}: the commit") from last_error
+
+    def build() -> Request:
         refuse_rolled_back(name, table.metadata)
         _refuse_fenced(name, table.metadata, change.consumer, expected, change.reached)
         if any(f.spec_id != table.metadata.default_spec_id for f in change.add):
@@ -163,39 +136,18 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
             if change.rewrite:
                 _refuse_outdated(name, table, change)
             failpoints.hit("commit.checked")
-            updates, requirements, snapshot_id = _build(table, run, change)
+            request, snapshot_id = _build(table, run, change)
         except ValidationException as error:
             raise Replan(f"{name}: a file that the rewrite planned on is gone; plan again") from error
-        except (OSError, CommitFailedException) as error:  # a manifest could not be read or written: nothing was sent
-            if is_refusal(error) and not isinstance(error, FileNotFoundError):  # which maintenance may have removed since
-                raise explain(error, f"{name}: writing manifests") from error
-            last_error = error
-            continue
         attempted.append(snapshot_id)
-        try:
-            failpoints.hit("commit.ready")
-            table._do_commit(updates=updates, requirements=requirements)
-            failpoints.hit("commit.answered")
-        except Exception as error:
-            last_error, refused = error, is_refusal(error)
-            # A refusal is clean only if the catalog says so; anything else (timeout, lost response) may have landed.
-            # Either way the next turn looks for our own snapshot before it does anything else.
-            if isinstance(error, CommitFailedException):
-                conflicts += 1
-            else:
-                unknown += 1
-                log.warning("%s: outcome of a commit unknown (%s), looking it up", name, type(error).__name__)
-            continue
-        failpoints.hit("commit.done")
-        return Committed(snapshot_id, conflicts, unknown)
-    raise CommitUnresolved(
-        f"{name}: no commit in {MAX_ATTEMPTS} attempts ({conflicts} conflicts, {unknown} unknown outcomes; last: "
-        f"{type(last_error).__name__}). Staged files were kept; run the job again"
-    ) from last_error
+        return request
+
+    sent = publish(table, build, lambda: _landed(table, attempted) is not None)
+    return Committed(_landed(table, attempted), sent.conflicts, sent.unknown_outcomes)
 
 
-def _build(table: Table, run: Run, change: Change) -> tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...], int]:
-    """One snapshot on the table as loaded: its manifests are written, nothing is sent. (Updates, requirements, snapshot id.)"""
+def _build(table: Table, run: Run, change: Change) -> tuple[Request, int]:
+    """One snapshot on the table as loaded: its manifests are written, nothing is sent. (The request, the snapshot id.)"""
     metadata = table.metadata
     vectors = {c: {k: p.next_offset for k, p in v.items()} for c, v in read_positions(metadata).items()}
     vectors[change.consumer] = {**vectors.get(change.consumer, {}), **change.reached}
@@ -217,7 +169,8 @@ def _build(table: Table, run: Run, change: Change) -> tuple[tuple[TableUpdate, .
     producer.commit()  # stages the snapshot in the transaction; sends nothing
     properties = position_properties(change.consumer, change.reached, metadata.next_sequence_number(), change.sources)
     updates = (*transaction._updates, SetPropertiesUpdate(updates=properties), *change.updates)
-    return updates, (*transaction._requirements, AssertTableUUID(uuid=metadata.table_uuid)), producer.snapshot_id
+    requirements = (*transaction._requirements, AssertTableUUID(uuid=metadata.table_uuid))
+    return (updates, requirements), producer.snapshot_id
 
 
 def _landed(table: Table, attempted: Sequence[int]) -> int | None:

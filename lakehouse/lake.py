@@ -28,7 +28,7 @@ from lakehouse.settings import ROOT, Settings
 
 TABLE_PROPERTIES = {
     "format-version": "2",  # Snowflake reads v2 only
-    # Our own loop retries (lakehouse/commit.py); the library's would drop the snapshot requirement and rebase.
+    # Our own loop retries (lakehouse/publish.py); the library's would drop the snapshot requirement and rebase.
     "commit.retry.num-retries": "0",
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "20",  # planning reads every manifest: keep them few

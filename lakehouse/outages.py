@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import duckdb
 from pyiceberg.exceptions import (
     AuthorizationExpiredError,
+    CommitFailedException,
     ForbiddenError,
     OAuthError,
     RESTError,
@@ -28,6 +29,7 @@ STORE_REFUSES = re.compile(
     r"AWS Error (ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|NO_SUCH_BUCKET|"
     r"MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT)"
 )
+ASK_AGAIN = {408, 409, 425, 429}  # of the 4xx: too slow, too early, too often, or another came first
 GLUE_BUSY = {"ThrottlingException", "Throttling", "TooManyRequestsException", "OperationTimeoutException"}
 AWS_NOT_SET_UP = {
     "NoCredentialsError",
@@ -72,12 +74,28 @@ def is_refusal(error: BaseException | None) -> bool:
     return isinstance(error, duckdb.IOException) and re.search(r"HTTP (40[0-9]|code 40[0-9])|Forbidden", str(error)) is not None
 
 
-def explain(error: BaseException, what: str) -> LakehouseError:
-    """The failure of `what` (such as "raw.records: writing data files"), with what it says and what to do."""
+def is_lasting(error: BaseException) -> bool:
+    """Whether the request itself is at fault, or our code: on the same state of the table the answer will be the same.
+
+    Not what cannot be read (a ValueError): an answer that was cut short.
+    """
+    if isinstance(error, RESTError):
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
+        return 400 <= status < 500 and status not in ASK_AGAIN
+    return not (is_outage(error) or isinstance(error, CommitFailedException | ValueError))
+
+
+def explain(error: BaseException, what: str, *, lasting: bool = False) -> LakehouseError:
+    """The failure of `what` (such as "raw.records: writing data files"), with what it says and what to do.
+
+    lasting: it was said again on the same state of things.
+    """
     said = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)  # its own text quotes parameters
     said = without_password(said.strip().split("\n")[0])
     if is_refusal(error):
         return Terminal(f"{what} was refused: {said}. Look at addresses, keys and rights: lakehouse settings")
+    if lasting:
+        return Terminal(f"{what} was refused: {said}. Asked again, the answer was the same: it is the request that is wrong")
     # a change of schema or a rollback whose answer was lost may have landed: then running it again finds it done
     return Retryable(f"{what} failed: {said}. Nothing is done twice; run it again")
 

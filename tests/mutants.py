@@ -59,8 +59,8 @@ MUTANTS = (
     Mutant(
         "late-crm-dropped",
         "writers/crm.py",
-        "last.filter(~(pl.all_horizontal(same) | known_back))",
-        "last.filter(~(pl.all_horizontal(same) | known_back), "
+        "last.filter(~(unchanged() | known_back))",
+        "last.filter(~(unchanged() | known_back), "
         'pl.col("updated_at") - pl.col("effective_at") < pl.duration(hours=1))',
         "a CRM row that was entered late is dropped",
     ),
@@ -185,8 +185,8 @@ MUTANTS = (
     ),
     Mutant(
         "lost-answer-is-a-no",
-        "lakehouse/commit.py",
-        "        if landed := _landed(table, attempted):\n            return Committed(landed, conflicts, unknown)\n",
+        "lakehouse/publish.py",
+        "        if landed():\n            return sent\n",
         "",
         "a commit whose answer was lost is not recognised",
     ),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
@@ -26,12 +24,10 @@ from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, RemoveSnapshotsUpdate, SetPropertiesUpdate
 
 from lakehouse.declarations import KeepSnapshots
-from lakehouse.errors import Retryable
 from lakehouse.files import list_files, remove_files
 from lakehouse.lake import Run, history
 from lakehouse.positions import refuse_rolled_back
-
-log = logging.getLogger(__name__)
+from lakehouse.publish import Request, publish
 
 EXPIRED = "lakehouse.expired"
 """Table property: what the last expiry did, and the names of the records of expired files that wait for their removal."""
@@ -44,7 +40,6 @@ OFF_MAIN_DAYS = 3
 """Snapshots that no branch goes back to (rolled back, staged) stay this long: a writer that lost its answer looks for them."""
 
 MAX_ATTEMPTS = 10
-WAIT_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -150,47 +145,31 @@ def expire(table: Table, run: Run, keep: KeepSnapshots, needed: Collection[int],
 
     Raises:
         RolledBack: the table was rolled back without its positions: expiry would hide it.
-        Retryable: other commits came first each time; nothing was expired.
+        CommitUnresolved: other commits came first each time, or the catalog stayed away; again is harmless.
     """
     name, record = ".".join(table.name()), f"{uuid.uuid4()}.parquet"
     planned = Expiry()
-    for attempt in range(MAX_ATTEMPTS):
-        if attempt:
-            time.sleep(WAIT_SECONDS * attempt)
-        table.refresh()
-        if record in _waiting(table):
-            return planned  # the answer that was lost was a yes
+
+    def build() -> Request | None:
+        nonlocal planned
         refuse_rolled_back(name, table.metadata)
         now = int(time.time() * 1000) if now_ms is None else now_ms
         planned = plan_expiry(table, keep, needed, now)
         if not planned.snapshots:
-            return planned
+            return None
         _write_down(table, record, now, planned.files)
         waiting = [*(r for r in _waiting(table) if r in {n for n, _ in _records(table)}), record]
         done = {"run": run.run_id, "at": now, "snapshots": len(planned.snapshots), "waiting": waiting}
-        if _send(table, planned, json.dumps(done)):
-            return planned
-    raise Retryable(f"{name}: other commits came first {MAX_ATTEMPTS} times, nothing was expired; run it again")
+        removal = RemoveSnapshotsUpdate(snapshot_ids=planned.snapshots)  # type: ignore[call-arg]
+        refs = [
+            AssertRefSnapshotId(ref=ref, snapshot_id=at.snapshot_id)  # type: ignore[call-arg]
+            for ref, at in table.metadata.refs.items()
+        ]
+        said = SetPropertiesUpdate(updates={EXPIRED: json.dumps(done)})
+        return (removal, said), (AssertTableUUID(uuid=table.metadata.table_uuid), *refs)
 
-
-def _send(table: Table, planned: Expiry, said: str) -> bool:
-    """Send the expiry, once; False if it was refused or its outcome is unknown."""
-    removal = RemoveSnapshotsUpdate(snapshot_ids=planned.snapshots)  # type: ignore[call-arg]
-    refs = table.metadata.refs.items()
-    try:
-        table._do_commit(
-            updates=(removal, SetPropertiesUpdate(updates={EXPIRED: said})),
-            requirements=(
-                AssertTableUUID(uuid=table.metadata.table_uuid),
-                *(AssertRefSnapshotId(ref=n, snapshot_id=r.snapshot_id) for n, r in refs),  # type: ignore[call-arg]
-            ),
-        )
-    except CommitFailedException:
-        return False
-    except Exception as error:  # it may have landed: the caller looks
-        log.warning("%s: outcome of an expiry unknown (%s)", ".".join(table.name()), type(error).__name__)
-        return False
-    return True
+    publish(table, build, lambda: record in _waiting(table), MAX_ATTEMPTS)
+    return planned
 
 
 def remove_expired_files(table: Table, min_age_ms: int, now_ms: int | None = None, *, dry_run: bool = False) -> int:

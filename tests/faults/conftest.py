@@ -51,7 +51,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lakehouse.commit.FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("lakehouse.publish.FIRST_WAIT_SECONDS", 0.0)
     monkeypatch.setattr("lakehouse.catalogs.READ_ATTEMPTS", 1)
 
 

@@ -19,6 +19,7 @@ from records import (
     RAW,
     THINGS,
     TOPIC,
+    Fault,
     Wire,
     append,
     append_change,
@@ -37,13 +38,15 @@ from records import (
 )
 
 from lakehouse.checks import check_staged
-from lakehouse.commit import MAX_ATTEMPTS, Change, Committed, commit, scope_of
+from lakehouse.commit import Change, Committed, commit, scope_of
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.errors import ChecksFailed, CommitUnresolved, Fenced, Replan, RolledBack, Terminal, UsageError
 from lakehouse.lake import Lake, history, snapshot_inputs, snapshot_vector
+from lakehouse.maintenance.tags import remove_tag, tag_snapshot
 from lakehouse.positions import read_positions
+from lakehouse.publish import MAX_ATTEMPTS
 from lakehouse.queries import connect
-from lakehouse.rollback import rollback_table
+from lakehouse.rollback import rollback_table, rollbacks
 from lakehouse.staging import stage
 
 Reopen = Callable[[str], Lake]
@@ -232,7 +235,7 @@ def test_a_catalog_that_stays_away_leaves_the_commit_unresolved_and_the_files_th
         raise TimeoutError
 
     wire.faults = [then_away]
-    monkeypatch.setattr("lakehouse.commit.time.sleep", lambda _: None)
+    monkeypatch.setattr("lakehouse.publish.time.sleep", lambda _: None)
     with pytest.raises(CommitUnresolved, match=rf"raw\.records: no commit in {MAX_ATTEMPTS} attempts.*Staged files were kept"):
         commit(table, lake.run, change)
     assert wire.refused_while_down == MAX_ATTEMPTS - 1
@@ -638,6 +641,75 @@ def test_a_rollback_between_check_and_swap_is_noticed(lake: Lake, other: Lake, w
     with pytest.raises(Fenced):
         commit(table, lake.run, append_change(lake, table, 0, 8, 9))
     assert offsets(lake) == list(range(5))
+
+
+@pytest.mark.parametrize("fault", [lost_before, lost_after])
+def test_a_rollback_whose_answer_is_lost_is_done_once(lake: Lake, wire: Wire, fault: Fault) -> None:
+    append(lake, 0, 0, 5)
+    target = current_id(lake)
+    append(lake, 0, 5, 8)
+    from_id, before = current_id(lake), len(lake.load(RAW).metadata.metadata_log)
+    wire.faults = [fault]
+    assert rollback_table(lake, RAW, target) == {RAW: {"events/0": 5}}
+    table = lake.load(RAW)
+    assert (current_id(lake), lake.vector(RAW), len(table.metadata.metadata_log)) == (target, {(TOPIC, 0): 5}, before + 1)
+    assert [(r["run"], r["from"], r["to"]) for r in rollbacks(table)] == [("one", from_id, target)]
+    append(lake, 0, 5, 7)
+    assert offsets(lake) == list(range(7))
+
+
+def test_a_rollback_that_landed_is_not_done_again_whatever_came_since(lake: Lake, other: Lake, wire: Wire) -> None:
+    """Its answer is lost; a writer goes on, somebody rolls back again, a writer goes on again: nothing of that is undone."""
+    append(lake, 0, 0, 5)
+    target = current_id(lake)
+    append(lake, 0, 5, 8)
+
+    def go_on() -> None:
+        append(other, 0, 5, 6)
+        rollback_table(other, RAW, target)
+        append(other, 0, 5, 9)
+
+    wire.faults = [lost_after_then(go_on)]
+    rollback_table(lake, RAW, target)
+    assert (offsets(lake), position(lake)) == (list(range(9)), 9)
+    assert [r["run"] for r in rollbacks(lake.load(RAW))] == ["one", "other"]
+
+
+def test_a_rollback_overtaken_by_a_writer_takes_its_rows_and_its_positions_back(lake: Lake, other: Lake, wire: Wire) -> None:
+    append(lake, 0, 0, 5)
+    target = current_id(lake)
+    append(lake, 0, 5, 8)
+    wire.faults = [first(lambda: append(other, 1, 0, 3))]
+    assert rollback_table(lake, RAW, target) == {RAW: {"events/0": 5}}
+    assert (offsets(lake), offsets(lake, 1), lake.vector(RAW)) == (list(range(5)), [], {(TOPIC, 0): 5})
+    append(lake, 1, 0, 3)
+    append(lake, 0, 5, 8)
+    assert (offsets(lake), offsets(lake, 1)) == (list(range(8)), [0, 1, 2])
+
+
+def test_a_rollback_overtaken_by_an_older_one_is_refused(lake: Lake, other: Lake, wire: Wire) -> None:
+    append(lake, 0, 0, 2)
+    older = current_id(lake)
+    append(lake, 0, 2, 5)
+    target = current_id(lake)
+    append(lake, 0, 5, 8)
+    wire.faults = [first(lambda: rollback_table(other, RAW, older))]
+    with pytest.raises(UsageError, match=f"{target} is not in its history"):
+        rollback_table(lake, RAW, target)
+    assert (offsets(lake), position(lake)) == ([0, 1], 2)
+
+
+@pytest.mark.parametrize("fault", [lost_before, lost_after])
+def test_a_tag_whose_answer_is_lost_is_set_once(lake: Lake, wire: Wire, fault: Fault) -> None:
+    append(lake, 0, 0, 5)
+    target = current_id(lake)
+    wire.faults = [fault]
+    assert tag_snapshot(lake, RAW, "audit") == target
+    assert lake.load(RAW).metadata.refs["audit"].snapshot_id == target
+    wire.faults = [fault]
+    remove_tag(lake, RAW, "audit")
+    assert set(lake.load(RAW).metadata.refs) == {"main"}
+    assert len(history(lake.load(RAW))) == 3
 
 
 # --- staging and checks ------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from records import (
 
 from lakehouse.commit import commit
 from lakehouse.declarations import KeepSnapshots
-from lakehouse.errors import Replan, Retryable, RolledBack, Terminal, UsageError
+from lakehouse.errors import CommitUnresolved, Replan, RolledBack, Terminal, UsageError
 from lakehouse.lake import Lake, history
 from lakehouse.maintenance import expire as expiry
 from lakehouse.maintenance.expire import EXPIRED, expire, remove_expired_files, to_expire
@@ -54,8 +54,7 @@ HOUR = 3_600_000
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lakehouse.commit.FIRST_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr("lakehouse.maintenance.expire.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("lakehouse.publish.FIRST_WAIT_SECONDS", 0.0)
 
 
 def named(table: Table) -> set[str]:
@@ -239,7 +238,7 @@ def test_commits_that_always_come_first_leave_expiry_for_later(lake: Lake, other
     for i in range(3):
         append(lake, 0, i, i + 1)
     wire.faults = [first(lambda i=i: append(other, 0, i, i + 1)) for i in range(3, 3 + expiry.MAX_ATTEMPTS)]
-    with pytest.raises(Retryable, match="nothing was expired"):
+    with pytest.raises(CommitUnresolved, match=f"{expiry.MAX_ATTEMPTS} conflicts"):
         expire(lake.load(RAW), lake.run, NEWEST, ())
     assert len(lake.load(RAW).snapshots()) == 3 + expiry.MAX_ATTEMPTS
     assert remove_expired_files(lake.load(RAW), 0) == 0  # records of attempts that did not land count for nothing
@@ -256,7 +255,7 @@ def test_a_record_whose_expiry_never_landed_is_never_acted_upon(lake: Lake, wire
     table = lake.load(THINGS)
     goal = ids(table)[0]
     wire.faults = [lost_before] * expiry.MAX_ATTEMPTS
-    with pytest.raises(Retryable):
+    with pytest.raises(CommitUnresolved, match=f"{expiry.MAX_ATTEMPTS} unknown outcomes"):
         expire(table, lake.run, NEWEST, ())
     lake.load(THINGS).manage_snapshots().set_current_snapshot(goal).commit()
     later = int(datetime.now(UTC).timestamp() * 1000) + 30 * 24 * HOUR

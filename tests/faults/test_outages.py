@@ -128,6 +128,55 @@ def test_a_refusal_stops_at_once_unless_it_was_a_yes(lake: Lake, kind: Kind, htt
     assert offsets(lake) == list(range(5))
 
 
+@pytest.mark.parametrize("kind", ["rest"], indirect=True)
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_request_that_the_catalog_calls_wrong_is_given_up_when_it_says_so_again(
+    lake: Lake, other: Lake, kind: Kind, http: HttpWire, status: int
+) -> None:
+    """Once may be a state that another commit has changed meanwhile; twice on one state, it will be said for ever."""
+
+    def overtaken(_send: Callable[[], Any]) -> Answer:
+        append(other, 1, http.sent, http.sent + 1)
+        return error_answer(kind, status)
+
+    def wrong(_send: Callable[[], Any]) -> Answer:
+        return error_answer(kind, status)
+
+    def landed(send: Callable[[], Any]) -> Answer:
+        send()
+        return error_answer(kind, status)
+
+    append(lake, 0, 0, 5)
+    append(other, 1, 0, 1)
+    table = lake.open_for_write(RAW)
+    change = append_change(lake, table, 0, 5, 9)
+    http.sent, http.faults = 0, [overtaken, overtaken, overtaken, wrong, wrong, wrong]
+    with pytest.raises(Terminal, match=r"raw\.records: the commit was refused: .*said so\. Asked again, the answer was the same"):
+        commit(table, lake.run, change)
+    assert http.sent == 5
+    http.faults = [wrong, landed]
+    commit(table, lake.run, change)
+    assert (offsets(lake), offsets(lake, 1)) == (list(range(9)), [0, 1, 2, 3])
+
+
+def test_a_defect_is_not_tried_for_minutes(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def defect(*arguments: Any) -> Any:
+        asked.append(arguments)
+        raise TypeError("made up")
+
+    table = lake.open_for_write(RAW)
+    change = append_change(lake, table, 0, 0, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(lake.catalog, "commit_table", defect)
+        with pytest.raises(TypeError, match="made up"):
+            commit(table, lake.run, change)
+    assert len(asked) == 2
+    commit(table, lake.run, change)
+    assert offsets(lake) == list(range(5))
+
+
 def test_a_throttled_commit_is_sent_again(lake: Lake, kind: Kind, http: HttpWire) -> None:
     table = lake.open_for_write(RAW)
     http.faults = [lambda _: error_answer(kind, 429 if kind == "rest" else 400)] * 3
@@ -262,7 +311,7 @@ def test_a_store_that_fails_while_a_commit_is_written(lake: Lake, kind: Kind, st
 def test_a_store_that_stays_away_leaves_the_commit_unresolved(
     lake: Lake, store: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lakehouse.commit.MAX_ATTEMPTS", 3)
+    monkeypatch.setattr("lakehouse.publish.MAX_ATTEMPTS", 3)
     append(lake, 0, 0, 5)
     table = lake.open_for_write(RAW)
     change = append_change(lake, table, 0, 5, 9)
