@@ -60,8 +60,7 @@ MUTANTS = (
         "late-crm-dropped",
         "writers/crm.py",
         "last.filter(~(unchanged() | known_back))",
-        "last.filter(~(unchanged() | known_back), "
-        'pl.col("updated_at") - pl.col("effective_at") < pl.duration(hours=1))',
+        'last.filter(~(unchanged() | known_back), pl.col("updated_at") - pl.col("effective_at") < pl.duration(hours=1))',
         "a CRM row that was entered late is dropped",
     ),
     Mutant(

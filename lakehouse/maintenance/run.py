@@ -17,7 +17,7 @@ from lakehouse.maintenance.compact import compact, plan_compaction
 from lakehouse.maintenance.expire import expire, plan_expiry, remove_expired_files
 from lakehouse.maintenance.manifests import rewrite_manifests, small_manifests
 from lakehouse.maintenance.orphans import remove_orphans
-from lakehouse.maintenance.retention import drop_outdated, outdated
+from lakehouse.maintenance.retention import drop_outdated, outdated, would_drop
 from lakehouse.runner import consistent_cut
 from lakehouse.transforms import load_transforms, upstream
 
@@ -49,10 +49,8 @@ class _Job:
 
 def _retention(job: _Job) -> dict[str, int]:
     if job.dry_run:
-        files = outdated(job.table, job.declared, datetime.now(UTC))
-        return {"files": len(files), "rows": sum(f.record_count for f in files)}
-    files_dropped, rows = drop_outdated(job.table, job.declared, job.lake.run)
-    return {"files": files_dropped, "rows": rows}
+        return would_drop(job.lake, job.table, job.declared, outdated(job.table, job.declared, datetime.now(UTC)))
+    return drop_outdated(job.lake, job.table, job.declared)
 
 
 def _compact(job: _Job) -> dict[str, int]:
@@ -100,7 +98,8 @@ def maintain(
     """Do the steps (default: all) for the tables (default: all that exist); reports come as the steps end.
 
     Each step commits by itself and leaves the table whole, so a run can be stopped anywhere and run again. A table that was
-    rolled back behind our back, or on which other commits always came first, is reported and does not hold up the others.
+    rolled back behind our back, on which other commits always came first, or whose outdated rows are not read yet, is reported
+    and does not hold up the others.
 
     Raises:
         UsageError: a table is not declared, or not created yet.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pytest
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
@@ -31,9 +34,10 @@ from records import (
     things,
 )
 
-from lakehouse.commit import commit
+from lakehouse.commit import Change, commit
+from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import KeepSnapshots
-from lakehouse.errors import CommitUnresolved, Replan, RolledBack, Terminal, UsageError
+from lakehouse.errors import CommitUnresolved, Replan, Retryable, RolledBack, Terminal, UsageError
 from lakehouse.lake import Lake, history
 from lakehouse.maintenance import expire as expiry
 from lakehouse.maintenance.expire import EXPIRED, expire, remove_expired_files, to_expire
@@ -433,22 +437,116 @@ def test_a_listing_of_another_place_removes_nothing(lake: Lake, monkeypatch: pyt
 # --- retention ---------------------------------------------------------------------------------------------------------
 
 
-@SQLITE
-def test_partitions_past_their_retention_are_dropped_whole_and_positions_stay(lake: Lake) -> None:
-    declared = msgspec.structs.replace(lake.declaration(RAW), retention_days=10)
+@pytest.fixture
+def ten_days(lake: Lake, tmp_path: Path) -> Lake:
+    """The lake, in which raw.records is kept for ten days and billing.things is built from it."""
+    code = tmp_path / "transforms" / "billing" / "things.sql"
+    code.parent.mkdir(parents=True)
+    code.write_text("SELECT topic AS thing_id FROM raw.records")
+    declarations = {**lake.declarations, RAW: msgspec.structs.replace(lake.declaration(RAW), retention_days=10)}
+    settings = lake.settings.model_copy(update={"transforms_dir": code.parent.parent})
+    return replace(lake, declarations=declarations, settings=settings)
+
+
+def a_row_a_day(lake: Lake, days: int, *partitions: int) -> None:
+    """raw.records: offset i of each partition on day i, in one file a day."""
     table = lake.open_for_write(RAW)
-    for i in range(6):
-        files = stage(table, declared, records(0, i, i + 1, DAY + timedelta(days=i)))
-        commit(table, lake.run, append_change(lake, table, 0, i, i + 1, files))
+    for i in range(days):
+        day = pa.concat_tables([records(p, i, i + 1, DAY + timedelta(days=i)) for p in partitions])
+        before, after = ({(TOPIC, p): n for p in partitions} for n in (i, i + 1))
+        change = Change(RAW, before, after, add=stage(table, lake.declaration(RAW), day), sources={TOPIC: "cluster/topic-id"})
+        commit(table, lake.run, change)
+
+
+def read_up_to(lake: Lake, *reached: int) -> None:
+    """billing.things has read partition 0, 1, ... up to these offsets."""
+    rewrite(lake, things({}), expected=lake.vector(THINGS), reached={(TOPIC, p): at for p, at in enumerate(reached)})
+
+
+@SQLITE
+def test_partitions_past_their_retention_are_dropped_whole_and_positions_stay(ten_days: Lake) -> None:
+    lake, declared = ten_days, ten_days.declaration(RAW)
+    a_row_a_day(lake, 6, 0)
+    read_up_to(lake, 6)
     now = DAY + timedelta(days=12, hours=23, minutes=59)  # the third day still has a minute to live
-    assert drop_outdated(lake.load(RAW), declared, lake.run, now) == (2, 2)
+    assert drop_outdated(lake, lake.load(RAW), declared, now) == {"files": 2, "rows": 2, "dead_letters": 0}
     assert offsets(lake) == [2, 3, 4, 5]
     assert position(lake) == 6
-    assert drop_outdated(lake.load(RAW), declared, lake.run, now) == (0, 0)
-    assert drop_outdated(lake.load(RAW), declared, lake.run, now + timedelta(minutes=2)) == (1, 1)
-    assert drop_outdated(lake.load(RAW), lake.declaration(RAW), lake.run, now + timedelta(days=900)) == (0, 0)
+    assert drop_outdated(lake, lake.load(RAW), declared, now)["files"] == 0
+    assert drop_outdated(lake, lake.load(RAW), declared, now + timedelta(minutes=2))["files"] == 1
+    kept = msgspec.structs.replace(declared, retention_days=None)
+    assert drop_outdated(lake, lake.load(RAW), kept, now + timedelta(days=900))["files"] == 0
     append(lake, 0, 6, 7)
     assert read_positions(lake.load(RAW).metadata)[RAW][TOPIC, 0].next_offset == 7
+
+
+@SQLITE
+def test_what_a_table_has_not_read_is_not_dropped(ten_days: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, now = ten_days, DAY + timedelta(days=13)  # the first three days are past their retention
+    a_row_a_day(lake, 6, 0, 1)
+    behind = (
+        r"raw\.records: billing\.things has not read what would be dropped: it stands at offset 0 of events\[0\], which goes to 2"
+    )
+    with pytest.raises(Retryable, match=behind):  # it does not even exist yet
+        drop_outdated(lake, lake.load(RAW), lake.declaration(RAW), now)
+    read_up_to(lake, 6, 2)
+    with pytest.raises(Retryable, match=r"stands at offset 2 of events\[1\], which goes to 2.*lakehouse run billing\.things"):
+        drop_outdated(lake, lake.load(RAW), lake.declaration(RAW), now)
+    for dry_run in (True, False):
+        (report,) = maintain(lake, [RAW], ["retention"], dry_run=dry_run)
+        assert "has not read" in (report.problem or "")
+    assert offsets(lake) == list(range(6))
+    read_up_to(lake, 6, 3)
+    assert drop_outdated(lake, lake.load(RAW), lake.declaration(RAW), now) == {"files": 3, "rows": 6, "dead_letters": 0}
+    assert (offsets(lake), offsets(lake, 1)) == ([3, 4, 5], [3, 4, 5])
+
+
+@SQLITE
+def test_statistics_say_what_was_read_and_rows_only_where_they_leave_it_open(
+    ten_days: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the busy partition 0 the files hold offsets that the quiet partition 1 never had: their rows tell the two apart."""
+    lake, now = ten_days, DAY + timedelta(days=13)
+    table = lake.open_for_write(RAW)
+    rows = pa.concat_tables([records(0, 0, 500), records(1, 0, 3)])
+    reached = {(TOPIC, 0): 500, (TOPIC, 1): 3}
+    commit(table, lake.run, Change(RAW, {}, reached, add=stage(table, lake.declaration(RAW), rows)))
+    read_up_to(lake, 500, 2)
+    with pytest.raises(Retryable, match=r"stands at offset 2 of events\[1\], which goes to 2"):
+        drop_outdated(lake, lake.load(RAW), lake.declaration(RAW), now)
+    read_up_to(lake, 500, 3)
+    assert drop_outdated(lake, lake.load(RAW), lake.declaration(RAW), now)["rows"] == 503
+    # where all have read past the file's highest offset, no row is looked at
+    commit(table, lake.run, append_change(lake, table, 0, 500, 501, stage(table, lake.declaration(RAW), records(0, 500, 501))))
+    read_up_to(lake, 501, 3)
+    monkeypatch.setattr("lakehouse.maintenance.retention.connect", None)
+    assert drop_outdated(lake, lake.load(RAW), lake.declaration(RAW), now)["rows"] == 1
+
+
+@SQLITE
+def test_dead_letters_that_point_to_what_is_dropped_are_told(ten_days: Lake) -> None:
+    lake, now = ten_days, DAY + timedelta(days=13)
+    a_row_a_day(lake, 6, 0)
+    read_up_to(lake, 6)
+    refused = [
+        {
+            "topic": topic,
+            "partition": 0,
+            "offset": i,
+            "received_at": DAY + timedelta(days=i),
+            "reason": "not_json",
+            "detail": None,
+        }
+        for topic, i in ((TOPIC, 0), (TOPIC, 2), (TOPIC, 3), ("another", 1))
+    ]
+    schema = records(0, 0, 1).schema.remove(4).append(pa.field("reason", pa.string())).append(pa.field("detail", pa.string()))
+    write_dead_letters(lake, THINGS, pa.Table.from_pylist(refused, schema))
+    assert drop_outdated(lake, lake.load(RAW), lake.declaration(RAW), now) == {"files": 3, "rows": 3, "dead_letters": 2}
+    current = lake.load(RAW).current_snapshot()
+    assert current is not None
+    assert current.summary is not None
+    assert current.summary.additional_properties["lakehouse.dead-letters"] == "2"
+    assert drop_outdated(lake, lake.load(RAW), lake.declaration(RAW), now + timedelta(days=1))["dead_letters"] == 1
 
 
 def test_where_partitions_end() -> None:
