@@ -292,7 +292,7 @@ def _validate(path: Path, content: Any) -> Declaration:
     if declared.build.mode == "merge":
         if not (declared.build.driver and declared.build.by):
             raise DeclarationError(f"{path}: build.mode merge needs `driver` and `by`")
-        # the rows of a key are looked for in its own partition alone: see touched_files in lakehouse/runner.py
+        # the rows of a key are looked for in its own partition alone: see touched_files in lakehouse/builds/merges.py
         if not declared.partition or declared.partition[0].column not in declared.build.by:
             raise DeclarationError(f"{path}: build.mode merge needs a first partition column that is one of `by`")
     return declared

@@ -7,18 +7,14 @@ The result is the same; the cost grows with the batch. See docs/decisions, "Head
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pyarrow as pa
 from pyiceberg.table import Table
 
 from lakehouse.lake import history, snapshot_vector
+from lakehouse.plans import Plan
 from lakehouse.positions import vector_of
 from lakehouse.predicates import one_of
-from lakehouse.queries import duckdb_type, files_sql
-
-if TYPE_CHECKING:
-    from lakehouse.runner import Plan
+from lakehouse.queries import empty_sql, files_sql
 
 
 def heads_sql(plan: Plan, objects: list[str]) -> str | None:
@@ -36,10 +32,9 @@ def heads_sql(plan: Plan, objects: list[str]) -> str | None:
         return None
     column = plan.lake.declaration(build.heads).partition[0].column
     files = [t.file.file_path for t in table.scan(one_of(column, objects), snapshot_id=snapshot).plan_files()]
-    columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)
     if not files:
-        empty = ", ".join(f'CAST(NULL AS {duckdb_type(f.field_type)}) AS "{f.name}"' for f in table.schema().fields)
-        return f"(SELECT {empty} WHERE false)"
+        return empty_sql(table)
+    columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)
     return f"(SELECT {columns} FROM {files_sql(table, files)})"
 
 

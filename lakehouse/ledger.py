@@ -19,11 +19,11 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
+from lakehouse.coordinates import ranges_sql
 from lakehouse.declarations import load_reference
 from lakehouse.errors import Terminal, UsageError
 from lakehouse.lake import Lake
 from lakehouse.queries import connect, query
-from lakehouse.runner import ranges_sql
 
 STEP, REVERSES = "step", "reverses_step"
 

@@ -25,6 +25,7 @@ from lakehouse.outages import reaching
 from lakehouse.settings import Settings
 
 ICEBERG_EXTENSIONS = ("avro", "iceberg")
+MAX_LITERALS = 5_000
 
 
 def _extension_path(name: str) -> Path:
@@ -166,6 +167,21 @@ def text(value: str) -> str:
 def quote(name: str) -> str:
     """`layer.table` as a quoted SQL identifier."""
     return ".".join(f'"{part}"' for part in name.split("."))
+
+
+def among(column: str, values: pa.ChunkedArray) -> str:
+    """SQL: the column has one of the values, as literals: only so does DuckDB skip row groups (a join does it for up to 50)."""
+    strings = pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type)
+    if not strings or len(values) > MAX_LITERALS:
+        return "true"
+    found = sorted({v for v in values.to_pylist() if v is not None})
+    return f"{column} IN ({', '.join(text(v) for v in found)})" if found else "false"
+
+
+def empty_sql(table: Table) -> str:
+    """No rows, with the columns and types of the table, as an SQL table expression."""
+    columns = ", ".join(f'CAST(NULL AS {duckdb_type(f.field_type)}) AS "{f.name}"' for f in table.schema().fields)
+    return f"(SELECT {columns} WHERE false)"
 
 
 def bind_table(connection: duckdb.DuckDBPyConnection, name: str, table: Table, snapshot_id: int | None) -> None:

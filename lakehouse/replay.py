@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 import polars as pl
 import pyarrow as pa
 
+from lakehouse.coordinates import coordinates_sql
 from lakehouse.dead_letters import KEY, open_letters, settle
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake
 from lakehouse.queries import connect
-from lakehouse.runner import coordinates_sql, run, take_up_again
+from lakehouse.runner import run, take_up_again
 from lakehouse.transforms import Transform, load_transforms, upstream
 
 COORDINATES = KEY[1:]

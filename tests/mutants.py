@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     Mutant(
         "billing-not-deduplicated",
-        "lakehouse/runner.py",
+        "lakehouse/builds/inserts.py",
         "    if known:\n",
         "    if known and False:\n",
         "an event that is sent again in a later batch is stored again",
@@ -163,7 +163,7 @@ MUTANTS = (
     ),
     Mutant(
         "merge-keeps-old-rows",
-        "lakehouse/runner.py",
+        "lakehouse/builds/merges.py",
         "        remove, kept = touched_files(plan",
         "        _, kept = touched_files(plan",
         "a merge adds the new rows of a key and leaves the old ones",

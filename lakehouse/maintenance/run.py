@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pyiceberg.table import Table
 
 from lakehouse import metrics
+from lakehouse.cuts import consistent_cut
 from lakehouse.declarations import Declaration
 from lakehouse.errors import LakehouseError, Retryable, RolledBack
 from lakehouse.lake import Lake
@@ -18,7 +19,6 @@ from lakehouse.maintenance.expire import expire, plan_expiry, remove_expired_fil
 from lakehouse.maintenance.manifests import rewrite_manifests, small_manifests
 from lakehouse.maintenance.orphans import remove_orphans
 from lakehouse.maintenance.retention import drop_outdated, outdated, would_drop
-from lakehouse.runner import consistent_cut
 from lakehouse.transforms import load_transforms, upstream
 
 HOUR_MS = 3_600_000

@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from lakehouse import runner
 from lakehouse.append import append_rows
+from lakehouse.builds import touched
 from lakehouse.declarations import load_declarations
 from lakehouse.lake import Lake, Run, open_lake
 from lakehouse.positions import vector_of
@@ -103,7 +103,7 @@ def test_any_split_into_batches_and_any_restart_give_what_the_pure_function_give
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(runner, "SLICE_ROWS", rng.choice([30, runner.SLICE_ROWS]))
+    monkeypatch.setattr(touched, "SLICE_ROWS", rng.choice([30, touched.SLICE_ROWS]))
     received = repeated(deliveries_of(20, 1000 + seed), rng)
     cuts = sorted(rng.sample(range(1, len(received)), rng.randint(1, 2)))
     for a, b in zip([0, *cuts], [*cuts, len(received)], strict=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lakehouse.cuts import bounded
 from lakehouse.positions import TopicPartition
-from lakehouse.runner import bounded
 
 Offsets = dict[TopicPartition, int]
 

@@ -17,10 +17,11 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
 from lakehouse.commit import scope_of
+from lakehouse.coordinates import ranges_sql
 from lakehouse.ledger import STEP, fold
+from lakehouse.plans import Plan, Staged, live_files
 from lakehouse.predicates import at_least
 from lakehouse.queries import bind_sql, files_sql, path_for_duckdb
-from lakehouse.runner import Plan, Staged, live_files, ranges_sql
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs
 

@@ -15,9 +15,9 @@ from pyiceberg.manifest import DataFile
 
 from lakehouse.asof import asof_join
 from lakehouse.commit import scope_of
+from lakehouse.plans import Plan, Staged, live_files
 from lakehouse.predicates import all_of, at_least, at_most, one_of
 from lakehouse.queries import bind_sql, files_sql, path_for_duckdb
-from lakehouse.runner import Plan, Staged, live_files
 from lakehouse.staging import stage
 
 INPUTS = (

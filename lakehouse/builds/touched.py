@@ -1,0 +1,93 @@
+"""The keys that new driver rows touch, and the inputs restricted to them: what a merge and a history are computed from."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.transforms import BucketTransform
+from pyiceberg.types import StringType
+
+from lakehouse.heads import heads_as_versions, split_keys
+from lakehouse.plans import Plan, count_rows, live_files
+from lakehouse.positions import Vector
+from lakehouse.predicates import all_of, one_of
+from lakehouse.queries import among, bind_sql, bind_table, duckdb_type, files_sql, quote, text
+
+SLICE_ROWS, SLICES = 1_000_000, 16
+"""A table built whole from more driver rows than this is built in that many slices of its keys."""
+
+
+def touched_keys(plan: Plan) -> tuple[str, int, list[pa.Table]]:
+    """(the new rows of the driver as SQL, how many, the keys they touch): the keys in slices when a table is built whole.
+
+    A slice has the keys of one bucket of the last key column, so that memory does not grow with the table. Only where
+    nothing is there yet: two slices could want to rewrite the same file.
+    """
+    build, connection = plan.declared.build, plan.connection
+    assert build.driver
+    new = plan.new_rows_sql(build.driver)
+    pairs = ", ".join(f'"{source}" AS "{column}"' for column, source in build.by.items())
+    keys = connection.execute(f"SELECT DISTINCT {pairs} FROM {new} WHERE {build.where or 'true'}").to_arrow_table()
+    new_rows = count_rows(connection, new)
+    if keys.num_rows == 0 or new_rows <= SLICE_ROWS or live_files(plan, AlwaysTrue()):
+        return new, new_rows, [keys] if keys.num_rows else []
+    bucket = BucketTransform(SLICES).pyarrow_transform(StringType())(keys.column(list(build.by)[-1]))
+    return new, new_rows, [part for i in range(SLICES) if (part := keys.filter(pc.equal(bucket, i))).num_rows]
+
+
+def bind_touched(plan: Plan, keys: pa.Table, new: str) -> bool:
+    """Bind the inputs, restricted to the touched keys; the driver to heads and new rows where these suffice. Whether they did."""
+    build = plan.declared.build
+    not_late = split_keys(plan, new) if build.time and plan.base is not None else None
+    for name in plan.transform.inputs:
+        if name != build.driver or not_late is None:
+            _bind_restricted(plan, name, keys)
+            continue
+        connection, table = plan.connection, plan.pinned[name][0]
+        late = connection.execute("SELECT * FROM __late").to_arrow_table()
+        _bind_restricted(plan, name, late, "__late")
+        columns = [(f.name, duckdb_type(f.field_type)) for f in table.schema().fields]
+        present = connection.execute("SELECT * FROM __heads LIMIT 0").to_arrow_table().schema
+        chosen = ", ".join(f'i."{c}"' for c, _ in columns)
+        on = " AND ".join(f'i."{source}" = k."{key}"' for key, source in build.by.items())
+        parts = [
+            f"SELECT * FROM {quote(name)}",
+            heads_as_versions(columns, present, not_late),
+            f"SELECT {chosen} FROM {new} AS i WHERE EXISTS (SELECT 1 FROM __keys AS k WHERE {on}) AND {not_late}",
+        ]
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE __driver AS {' UNION ALL '.join(parts)}")
+        bind_sql(connection, name, "__driver")
+    return not_late is not None
+
+
+def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__keys") -> None:
+    """Bind an input to its name, restricted to the touched keys (a relation that holds the same as `keys`)."""
+    build = plan.declared.build
+    table, snapshot = plan.pinned[name]
+    columns = [f.name for f in table.schema().fields]
+    # the driver is restricted by the columns it is matched on, any other input by the key columns it has
+    matched = build.by if name == build.driver else {c: c for c in build.by if c in columns}
+    wanted = all_of(one_of(source, keys.column(key).unique().to_pylist()) for key, source in matched.items())
+    files = [t.file.file_path for t in table.scan(wanted, snapshot_id=snapshot).plan_files()] if snapshot else []
+    if not files:
+        bind_table(plan.connection, name, table, None)
+        return
+    chosen = ", ".join(f'i."{c}"' for c in columns)
+    condition = " AND ".join(f'i."{source}" = k."{key}"' for key, source in matched.items()) or "true"
+    if name == build.driver:
+        condition += f" AND ({_below(plan.reached)})"
+    few = "".join(f" AND {among(f'i.{quote(source)}', keys.column(key))}" for key, source in matched.items())
+    bind_sql(
+        plan.connection,
+        name,
+        f"(SELECT {chosen} FROM {files_sql(table, files)} AS i "
+        f"WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}){few})",
+    )
+
+
+def _below(reached: Vector) -> str:
+    """SQL: the row's coordinates lie below the positions reached."""
+    return " OR ".join(
+        f'(topic = {text(topic)} AND partition = {partition} AND "offset" < {end})' for (topic, partition), end in reached.items()
+    )

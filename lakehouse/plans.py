@@ -1,0 +1,128 @@
+"""A plan: what is to be done for one table, from the state it starts from to the positions to reach; and what came of it.
+
+A transform that plans its own files (`plan(plan) -> Staged`) works with what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+from pyiceberg.expressions import BooleanExpression
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
+from lakehouse.commit import Scope
+from lakehouse.coordinates import coordinates_sql, ranges_sql
+from lakehouse.dead_letters import write_dead_letters
+from lakehouse.declarations import Declaration
+from lakehouse.lake import Lake
+from lakehouse.positions import TopicPartition
+from lakehouse.queries import bind_table, files_sql
+from lakehouse.staging import conform, stage
+from lakehouse.transforms import Inputs, Transform
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done for one table: the state it starts from, its inputs at the cut, and the offsets to reach."""
+
+    lake: Lake
+    declared: Declaration
+    transform: Transform
+    table: Table
+    base: int | None
+    expected: dict[TopicPartition, int]
+    reached: dict[TopicPartition, int]
+    pinned: dict[str, tuple[Table, int | None]]
+    connection: duckdb.DuckDBPyConnection
+    caught_up: bool
+    again: pa.Table | None = None
+    """Coordinates (topic, partition, offset) of raw records to take up again, below the positions (lakehouse/replay.py)."""
+    refused: list[pa.Table] = field(default_factory=list)
+
+    def inputs(self) -> Inputs:
+        """The inputs as the transform sees them."""
+        return Inputs(self.connection, self.lake.settings.catalog_dir)
+
+    def bind(self, names: Iterable[str]) -> None:
+        """Bind input tables, at the cut, to their names."""
+        for name in names:
+            bind_table(self.connection, name, *self.pinned[name])
+
+    def bind_own(self) -> None:
+        """Bind the table itself, as it was when the plan began, to its name."""
+        bind_table(self.connection, self.declared.table, self.table, self.base)
+
+    def snapshots(self) -> dict[str, int]:
+        """The snapshot of each input, as the commit records it."""
+        return {name: snapshot for name, (_, snapshot) in self.pinned.items() if snapshot is not None}
+
+    def new_rows_sql(self, name: str) -> str:
+        """Rows of an input whose coordinates lie between the positions expected and reached, as an SQL table expression.
+
+        In a replay, instead: its rows at the coordinates that are taken up again.
+        """
+        table, snapshot = self.pinned[name]
+        if self.again is not None:
+            return coordinates_sql(self.connection, table, snapshot, self.again)
+        ranges = {k: (self.expected.get(k, 0), end) for k, end in self.reached.items() if end > self.expected.get(k, 0)}
+        return ranges_sql(table, snapshot, ranges)
+
+    def reject(self, refused: pa.Table | None) -> int:
+        """Keep the records that the transform cannot use as dead letters, before the rows; returns how many are new.
+
+        In a replay they have their letters already: what is said of them now is kept for the end of it.
+        """
+        if refused is None or refused.num_rows == 0:
+            return 0
+        if self.again is not None:
+            rows, keys = pl.DataFrame(refused), ["topic", "partition", "offset"]
+            again = pl.DataFrame(self.again.select(keys))
+            self.refused.append(rows.join(again, on=keys, how="semi").to_arrow())
+            refused = rows.join(again, on=keys, how="anti").to_arrow()
+        return write_dead_letters(self.lake, self.declared.table, refused)
+
+    def new_rows(self, name: str, columns: str) -> pa.Table:
+        """The same rows in memory; `columns` is an SQL select list."""
+        return self.connection.execute(f"SELECT {columns} FROM {self.new_rows_sql(name)}").to_arrow_table()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The files of one plan, ready to be committed: added, removed, where the rewrite must have been alone."""
+
+    add: Sequence[DataFile]
+    remove: Sequence[DataFile] = ()
+    scope: Scope = "table"
+    new_input_rows: int = 0
+    rows: int = 0
+    rejected: int = 0
+
+
+def live_files(plan: Plan, where: BooleanExpression) -> list[DataFile]:
+    """Files of the plan's base that may hold rows of which `where` is true, by partition and statistics."""
+    if plan.base is None:
+        return []
+    return [t.file for t in plan.table.scan(where, snapshot_id=plan.base).plan_files()]
+
+
+def other_rows(plan: Plan, files: Sequence[DataFile], keys: str, using: str) -> pa.Table:
+    """The rows of `files` that have none of the keys (a relation): what a rewrite of these files must keep."""
+    columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
+    held = files_sql(plan.table, (f.file_path for f in files))
+    return plan.connection.execute(f"SELECT {columns} FROM {held} ANTI JOIN {keys} USING ({using})").to_arrow_table()
+
+
+def stage_with(plan: Plan, rows: pa.Table, kept: pa.Table | None) -> list[DataFile]:
+    """Stage `rows` together with the rows kept of the files that they replace."""
+    content = rows if kept is None else pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])
+    return stage(plan.table, plan.declared, content)
+
+
+def count_rows(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
+    """How many rows a relation has."""
+    return int(connection.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
