@@ -1,4 +1,4 @@
-"""The truth, written from the world's own state: payloads are never read for it.
+"""The truth, written from the world's own state: payloads are never read for it, save for the last state of money objects.
 
 The rules of states, plans and which subscription is in force stand in `simulator.timeline`. Attribution of an event:
 
@@ -43,6 +43,14 @@ KNOWN_OBJECTS = (
     "credit_note",
     "plan",
 )
+# What must be known of each object that money depends on: its status, and the amount that changes in its life.
+STATES = {
+    "invoice": "amount_paid",
+    "payment_intent": "amount_received",
+    "charge": "amount_refunded",
+    "refund": "amount",
+    "dispute": "amount",
+}
 RESOLVED, UNMAPPED, UNSUBSCRIBED = "resolved", "unmapped_workspace", "no_subscription"
 _MOMENT = pl.Datetime("us", "UTC")
 _HISTORY = {
@@ -80,6 +88,7 @@ def write_truth(world: World, folder: Path) -> None:
         "subscription_history": subscription_history(world),
         "plan_timeline": plan_timeline(world),
         "stripe_events": stripe_events(world),
+        "object_states": object_states(world),
         "revenue": revenue(world.money),
         "mrr_movements": mrr_movements(world.histories.values()),
     }
@@ -105,6 +114,20 @@ def stripe_events(world: World) -> pl.DataFrame:
     rows = [(e.id, e.created * 1_000_000, e.type, e.object_id, e.object_type, e.livemode) for e in world.stripe_events]
     columns = ["event_id", "created", "type", "object_id", "object_type", "livemode"]
     return pl.DataFrame(rows, schema=columns, orient="row").with_columns(pl.col("created").cast(_MOMENT))
+
+
+def object_states(world: World) -> pl.DataFrame:
+    """The state in which each invoice, payment intent, charge, refund and dispute was last told, in the order of the world.
+
+    Only the world knows that order: several events of an object share a second, and most name no previous values.
+    """
+    last: dict[str, tuple[str, str, str, int]] = {}
+    for event in world.stripe_events:
+        if event.livemode and event.object_type in STATES:
+            body = event.data["object"]
+            last[body["id"]] = (event.object_type, body["id"], body["status"], body[STATES[event.object_type]])
+    columns = {"object_type": pl.String, "object_id": pl.String, "status": pl.String, "amount_minor": pl.Int64}
+    return pl.DataFrame(list(last.values()), schema=columns, orient="row").sort("object_id")
 
 
 def product_events(world: World) -> pl.DataFrame:

@@ -30,6 +30,13 @@ FROM billing.revenue_ledger
 GROUP BY basis, entry_type, object_id, origin_id, customer_id, currency, booked_at, effective_at
 HAVING sum(amount_minor) <> 0
 """
+STATES = """
+SELECT 'invoice' AS object_type, invoice_id AS object_id, status, amount_paid_minor AS amount_minor FROM billing.invoices
+UNION ALL SELECT 'payment_intent', payment_intent_id, status, amount_received_minor FROM billing.payment_intents
+UNION ALL SELECT 'charge', charge_id, status, amount_refunded_minor FROM billing.charges
+UNION ALL SELECT 'refund', refund_id, status, amount_minor FROM billing.refunds
+UNION ALL SELECT 'dispute', dispute_id, status, amount_minor FROM billing.disputes
+"""
 MRR = "SELECT customer_id, currency, movement_date, movement, before_minor, after_minor FROM billing.mrr_movements"
 RAW = """
 SELECT (SELECT count(*) FROM raw.product_events) AS product_events, (SELECT count(*) FROM raw.stripe_events) AS stripe_events
@@ -64,6 +71,7 @@ def verify(folder: Path, query: Query) -> dict[str, Any]:
     timeline = pl.read_parquet(truth / "plan_timeline.parquet").rename({"stripe_customer_id": "customer_id"})
     money = pl.read_parquet(truth / "revenue.parquet")
     movements = pl.read_parquet(truth / "mrr_movements.parquet")
+    states = pl.read_parquet(truth / "object_states.parquet")
     found: dict[str, Any] = {
         "product_events": {
             "sent": told["product_events"]["sent"],
@@ -82,6 +90,7 @@ def verify(folder: Path, query: Query) -> dict[str, Any]:
         "subscription_history": compare_intervals(history, pl.DataFrame(query(HISTORY))),
         # the lake's timeline also breaks where seats change, which the truth does not tell
         "plan_timeline": compare_intervals(timeline, coalesce(pl.DataFrame(query(TIMELINE)), "customer_id")),
+        "object_states": _renamed(compare_intervals(states, pl.DataFrame(query(STATES))), "objects"),
         "revenue_ledger": compare_money(money, pl.DataFrame(query(REVENUE))),
         "mrr_movements": _renamed(compare_intervals(movements, pl.DataFrame(query(MRR))), "movements"),
     }
@@ -183,4 +192,6 @@ def _problems(found: dict[str, Any]) -> list[str]:
         for section in ("revenue_ledger", "mrr_movements")
         if found[section]["wrong"]
     ]
+    if wrong := found["object_states"]["wrong"]:
+        problems.append(f"object_states: {wrong:,} wrong last states")
     return problems

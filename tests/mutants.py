@@ -50,10 +50,24 @@ MUTANTS = (
         "several events of one second are ordered by id, not by what they replaced",
     ),
     Mutant(
+        "life-cycle-ignored",
+        "lakehouse/chains.py",
+        "return self.rank, self.progress, self.event_id",
+        "return self.rank, (), self.event_id",
+        "of events of one second that name no previous values the one with the greatest id is the last",
+    ),
+    Mutant(
+        "late-keys-in-order",
+        "lakehouse/heads.py",
+        "f'WHERE k.first <= i.\"{build.time}\"'",
+        "'WHERE false'",
+        "a late event goes on from the last state of its object as if it came in order",
+    ),
+    Mutant(
         "one-a-second",
         "transforms/versions.py",
-        'in_order = sequence_in_second(pl.DataFrame(found), keys=KEYS, time="created_at")',
-        'in_order = sequence_in_second(pl.DataFrame(found).unique([*KEYS, "created_at"]), keys=KEYS, time="created_at")',
+        "in_order = sequence_in_second(pl.DataFrame(found), ",
+        'in_order = sequence_in_second(pl.DataFrame(found).unique([*KEYS, "created_at"]), ',
         "of several events in one second any one is kept",
     ),
     Mutant(

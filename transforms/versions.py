@@ -9,6 +9,7 @@ import polars as pl
 from lakehouse.chains import sequence_in_second
 from lakehouse.queries import quote
 from lakehouse.transforms import Inputs
+from transforms.life_cycles import progress_of
 from transforms.stripe_shapes import shapes, typed_sql
 
 KEYS = ["account", "object_id"]
@@ -32,12 +33,14 @@ def ordered_versions(
     carried = ", ".join(f'v[{i}] AS "{name}"' for i, name in enumerate(kinds, start=1))
     paths = ", ".join(f"'$.{name}'" for name in kinds)
     found = inputs.sql(
-        f"SELECT account, object_id, event_id, created_at, rank, deleted, state, previous, recorded_at, {carried} "
-        f"FROM (SELECT *, json_extract(state, [{paths}]) AS v FROM billing.event_versions "
+        "SELECT account, object_id, object_type, event_id, event_type, created_at, rank, deleted, state, previous, "
+        f"recorded_at, {carried} FROM (SELECT *, json_extract(state, [{paths}]) AS v FROM billing.event_versions "
         "WHERE object_type = $object_type AND livemode)",
         object_type=object_type,
     )
-    in_order = sequence_in_second(pl.DataFrame(found), keys=KEYS, time="created_at").sort(*KEYS, "created_at", "sequence")
+    progress = progress_of(inputs.reference("life_cycles"))
+    in_order = sequence_in_second(pl.DataFrame(found), keys=KEYS, time="created_at", progress=progress)
+    in_order = in_order.sort(*KEYS, "created_at", "sequence")
     filled = in_order.drop("state", "previous").with_columns(pl.col(list(kinds)).forward_fill().over(KEYS))
     inputs.connection.register("__filled", filled.to_arrow())
     # JSON null is a value that is NULL; SQL NULL is one that no version has carried yet

@@ -31,17 +31,17 @@ _Dumper.add_representer(_Quoted, lambda dumper, text: dumper.represent_scalar("t
 def render_soda_contract(declaration: Declaration) -> str:
     """The contract of one table (YAML); its checks bear the names that lakehouse.checks gives the same rules.
 
-    A table may be empty if it is replaced as a whole or promises no freshness (a mart before its first full window, dead
-    letters); any other must have rows.
+    A table that writers fill and that promises freshness must have rows: its source does not rest. What is made from it may
+    be empty and right: a company without credit notes, a mart before its first full window.
 
     Raises:
         DeclarationError: a check holds `${`.
     """
     keys = ", ".join(f'"{c}"' for c in declaration.primary_key)
-    may_be_empty = declaration.build.mode == "replace" or declaration.freshness_minutes is None
+    least = 1 if declaration.build.mode == "append" and declaration.freshness_minutes is not None else 0
     # Soda tells two checks of one type on one column apart by their qualifier alone
     checks: list[dict[str, Any]] = [
-        {"row_count": {"name": "row_count", "threshold": {"must_be_greater_than_or_equal": 0 if may_be_empty else 1}}},
+        {"row_count": {"name": "row_count", "threshold": {"must_be_greater_than_or_equal": least}}},
         {"duplicate": {"name": f"unique({keys})", "columns": declaration.primary_key}},
     ]
     checks += [

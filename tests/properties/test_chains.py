@@ -36,7 +36,7 @@ def chains(draw: st.DrawFn, smallest: int = 2, largest: int = 4) -> tuple[State 
 def links(versions: Sequence[Version], anchor: State | None) -> int:
     """How many versions follow the one before them."""
     states = [anchor, *(v.state for v in versions)]
-    return sum(follows(v, s) or (s is None and v.previous is None) for v, s in zip(versions, states, strict=False))
+    return sum(follows(v, s) for v, s in zip(versions, states, strict=False))
 
 
 @given(chains())
@@ -126,7 +126,39 @@ def test_what_says_nothing_of_before_goes_by_rank_then_event_id() -> None:
     updated = Version({"status": "active"}, {"status": "trialing"}, 1, "evt_1")
     assert order_group([deleted, updated, created], None) == [2, 1, 0]
     twins = [Version({"status": "active"}, None, 1, "evt_b"), Version({"status": "paused"}, None, 1, "evt_a")]
-    assert order_group(twins, {"status": "active"}) == [1, 0]
+    assert order_group(twins, {"status": "trialing"}) == [1, 0]
+    assert order_group(twins, {"status": "active"}) == [0, 1]  # the first of them changes nothing
+
+
+def test_where_the_chain_says_nothing_the_life_cycle_decides() -> None:
+    """Events that name no previous values, their ids against the order of life."""
+    life = [("created", 0, 0), ("finalized", 1, 1), ("payment failed", 1, 2), ("paid", 1, 3)]
+    versions = [Version({"status": name}, None, rank, f"evt_{9 - n}", (n,)) for name, rank, n in life]
+    for size in (2, 3, 4):
+        for given_order in itertools.permutations(versions[:size]):
+            for anchor in (None, {"status": "draft"}):
+                found = [given_order[i] for i in order_group(given_order, anchor)]
+                assert found == versions[:size]
+
+
+def test_the_chain_outweighs_the_life_cycle() -> None:
+    back = Version({"status": "active"}, {"status": "past_due"}, 1, "evt_1", (1,))
+    down = Version({"status": "past_due"}, {"status": "active"}, 1, "evt_2", (2,))
+    assert order_group([back, down], {"status": "active"}) == [1, 0]
+    assert order_group([back, down], None) == [0, 1]
+
+
+def test_an_update_whose_predecessor_is_unknown_does_not_come_before_an_earlier_stage_for_that() -> None:
+    """Nothing is known of before: that `paid` names no previous values does not make it the first."""
+    paid = Version({"status": "paid", "n": 1}, None, 1, "evt_1", (3,))
+    opened = Version({"status": "open", "n": 1}, {"status": "draft"}, 1, "evt_2", (1,))
+    assert order_group([paid, opened], None) == [1, 0]
+
+
+def test_what_was_fetched_stands_where_its_whole_state_does() -> None:
+    for fetched, place in (("active", 0), ("past_due", 1)):
+        snapshot = Version({"status": fetched}, None, 1, "snapshot_1", (9,))
+        assert order_group([DOWN, snapshot], {"status": "active"})[place] == 1
 
 
 def test_a_change_of_nothing_we_keep_stands_where_the_rest_is_as_it_says() -> None:

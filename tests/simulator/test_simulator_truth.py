@@ -122,6 +122,20 @@ def test_attribution_follows_moves_and_overlaps(world):
     assert overlapping > 5
 
 
+def test_last_states_are_those_that_the_books_rest_on(world, truth):
+    """An invoice that was charged is paid, and what was refunded of a charge and did not fail is what it says."""
+    states = {row["object_id"]: row for row in pl.read_parquet(truth / "object_states.parquet").to_dicts()}
+    refunded = defaultdict(int)
+    for money in world.money:
+        if money.kind == "invoice_voided":
+            assert states[money.object_id]["status"] == "void"
+        if money.kind in ("refund", "refund_failed"):
+            refunded[money.origin_id] -= money.amount
+    charges = {i: s["amount_minor"] for i, s in states.items() if s["object_type"] == "charge" and s["amount_minor"]}
+    assert charges == {i: amount for i, amount in refunded.items() if amount}
+    assert len(charges) > 10
+
+
 def test_counts_are_what_is_sent(world, truth):
     told = json.loads((truth / "truth.json").read_text())
     assert told["config"] == world.config.to_json()

@@ -265,7 +265,7 @@ def test_a_contract_in_full(declared: Declaration) -> None:
         "status": [{"invalid": {"name": "accepted(status)", "valid_values": ["on", "1_0", "0o7", "none"]}}],
     }
     assert contract["checks"] == [
-        {"row_count": {"name": "row_count", "threshold": {"must_be_greater_than_or_equal": 1}}},
+        {"row_count": {"name": "row_count", "threshold": {"must_be_greater_than_or_equal": 0}}},
         {"duplicate": {"name": 'unique("account", "thing_id")', "columns": ["account", "thing_id"]}},
         {"failed_rows": {"name": "adult", "qualifier": "adult", "expression": "(born_on < DATE '2000-01-01') IS NOT TRUE"}},
         {"failed_rows": {"name": "known", "qualifier": "known", "expression": "(status IS NOT NULL) IS NOT TRUE"}},
@@ -280,7 +280,9 @@ def test_accepted_values_stay_text_in_yaml_1_2(declared: Declaration) -> None:
     assert status["checks"][0]["invalid"]["valid_values"] == ["on", "1_0", "0o7", "none"]
 
 
-@pytest.mark.parametrize(("mode", "minutes", "least"), [("insert", 5, 1), ("insert", None, 0), ("replace", 60, 0)])
+@pytest.mark.parametrize(
+    ("mode", "minutes", "least"), [("append", 5, 1), ("append", None, 0), ("insert", 5, 0), ("merge", 5, 0), ("replace", 60, 0)]
+)
 def test_which_tables_may_be_empty(declared: Declaration, mode: str, minutes: int | None, least: int) -> None:
     build = msgspec.structs.replace(declared.build, mode=mode)
     contract = render_soda_contract(msgspec.structs.replace(declared, build=build, freshness_minutes=minutes))

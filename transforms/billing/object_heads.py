@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lakehouse.chains import sequence_in_second
 from lakehouse.transforms import Inputs
+from transforms.life_cycles import progress_of
 
 INPUTS = ("billing.event_versions",)
 
@@ -25,7 +26,8 @@ FROM billing.event_versions
 def build(inputs: Inputs) -> pa.Table:
     """One row an object: its last version in event order, with each column as last carried."""
     found = pl.DataFrame(inputs.sql(VERSIONS))
-    ordered = sequence_in_second(found, keys=KEYS, time="created_at").sort(*KEYS, "created_at", "sequence")
+    progress = progress_of(inputs.reference("life_cycles"))
+    ordered = sequence_in_second(found, keys=KEYS, time="created_at", progress=progress).sort(*KEYS, "created_at", "sequence")
     sizes = ordered.group_by(KEYS, maintain_order=True).len()["len"].to_list()
     last = ordered.group_by(KEYS, maintain_order=True).last()
     states = iter(ordered["state"].to_list())
