@@ -12,19 +12,13 @@ where it differs is pinned in `tests/integration/test_broker.py`. What whoever r
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import ctypes
 import importlib.resources
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -33,18 +27,9 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from lakehouse.errors import Retryable, Terminal, UsageError
+from lakehouse.processes import HOST, Child, accepts, free_port, require_free
 
-HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 10.0
-LOG_TAIL_BYTES = 2_000
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def free_port() -> int:
-    """A loopback TCP port that was free a moment ago (another process may take it before you do)."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def ensure_topics(bootstrap_servers: str, topics: Mapping[str, int], *, timeout_seconds: float = 10.0) -> dict[str, int]:
@@ -125,25 +110,6 @@ def _broker_binary(state_dir: Path) -> Path:
     return copy
 
 
-def die_with_parent() -> Callable[[], None] | None:
-    """`preexec_fn` of a child, run between fork and exec so that the kernel kills it when we die, even by SIGKILL (Linux only).
-
-    Everything is looked up here, before the fork, because code after it must not wait for a lock another thread held.
-    The kernel's "parent" is the *thread* that starts the broker: start it from one that lives as long as the broker.
-    """
-    if not sys.platform.startswith("linux"):
-        return None  # elsewhere only a normal exit (atexit) stops the broker
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def run() -> None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # we died before prctl took effect
-            os._exit(1)
-
-    return run
-
-
 class EmbeddedBroker:
     """A Kafka-compatible broker on 127.0.0.1, from `start()` (or `with`) to `stop()`; it never outlives this process.
 
@@ -157,29 +123,29 @@ class EmbeddedBroker:
         self._asked_port = port
         self._port = 0
         self._cluster_id = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child = Child("the embedded broker", state_dir / "broker.log")
 
     @property
     def bootstrap_servers(self) -> str:
         """`host:port`, as `bootstrap.servers` wants it."""
-        self._require_started()
+        _ = self.pid  # as long as it runs
         return f"{HOST}:{self._port}"
 
     @property
     def cluster_id(self) -> str:
         """New at every start, because every start is another, empty log."""
-        self._require_started()
+        _ = self.pid
         return self._cluster_id
 
     @property
     def log_path(self) -> Path:
         """Where the broker writes."""
-        return self._state_dir / "broker.log"
+        return self._child.log_path
 
     @property
     def pid(self) -> int:
         """The broker's process id."""
-        return self._require_started().pid
+        return self._child.pid
 
     def __enter__(self) -> EmbeddedBroker:
         return self.start()
@@ -194,8 +160,8 @@ class EmbeddedBroker:
             UsageError: the port is taken, or the wheel is missing.
             Terminal: it does not answer within 10 s, or ends at once; with the tail of its log.
         """
-        if self._process is not None:
-            raise UsageError(f"the broker is already running at {self.bootstrap_servers}")
+        if self._child.running:
+            raise UsageError(f"the embedded broker is already running at {self.bootstrap_servers}")
         self._state_dir.mkdir(parents=True, exist_ok=True)
         binary = _broker_binary(self._state_dir)
         if self._asked_port:
@@ -205,82 +171,22 @@ class EmbeddedBroker:
         url = f"tcp://{HOST}:{self._port}"
         command = [str(binary), "broker", "--listener-url", url, "--advertised-listener-url", url]
         command += ["--cluster-id", self._cluster_id, "--storage-engine", "memory://tansu/", "--silent"]
-        # Tansu reads SCHEMA_REGISTRY, OTEL_... and more from the environment; a laptop's own must not reach it.
-        environment = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "TZ") if name in os.environ}
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=self._state_dir,
-                preexec_fn=die_with_parent(),
-                start_new_session=True,  # Ctrl-C goes to us first: we flush to the broker, then stop it
-            )
-        atexit.register(self.stop)
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
+        self._child.launch(command, {}, self._state_dir)
+        self._child.wait_until(self._answers, START_TIMEOUT_SECONDS)
         return self
 
     def stop(self) -> None:
         """Stop it; its log is gone. Safe to call twice."""
-        process, self._process = self._process, None
-        atexit.unregister(self.stop)
-        if process is None:
-            return
         # SIGKILL: nothing is on disk to flush, and after SIGTERM Tansu waits 5 s for every client to hang up.
-        process.kill()
-        process.wait()
+        self._child.kill()
 
-    def _require_started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise UsageError("the embedded broker is not running; use `with EmbeddedBroker(...)` or call start()")
-        return self._process
-
-    def _wait_until_ready(self) -> None:
-        process = self._require_started()
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        admin: AdminClient | None = None
-        while process.poll() is None and time.monotonic() < deadline:
-            if admin is None and not accepts(self._port):  # librdkafka would back off for 100 ms and more
-                time.sleep(0.01)
-                continue
-            admin = admin or admin_client(f"{HOST}:{self._port}")
-            with contextlib.suppress(KafkaException):
-                answered = admin.list_topics(timeout=1.0).cluster_id
-                if answered == self._cluster_id:
-                    return
-                raise Terminal(f"port {self._port} is answered by another broker (cluster {answered}); start it again")
-        how = f"ended at once (exit code {process.returncode})" if process.poll() is not None else "does not answer"
-        raise Terminal(
-            f"the embedded broker {how} after {START_TIMEOUT_SECONDS:.0f} s at most, at {HOST}:{self._port}.\n"
-            f"The end of {self.log_path}:\n{self._log_tail()}"
-        )
-
-    def _log_tail(self) -> str:
-        return self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip() or "(empty)"
-
-
-def accepts(port: int) -> bool:
-    """Whether anything listens on the loopback port."""
-    with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=0.2):
-        return True
-    return False
-
-
-def require_free(port: int) -> None:
-    """UsageError if a broker could not listen on the loopback port."""
-    with socket.socket() as probe:
-        # As the broker does: a port whose last connections are in TIME_WAIT is free, one that is listened to is not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    def _answers(self) -> bool:
+        if not accepts(self._port):  # librdkafka would back off for 100 ms and more
+            return False
         try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise UsageError(
-                f"port {port} on {HOST} cannot be used for the embedded broker ({error.strerror}); "
-                f"stop what listens there (see: ss -ltnp 'sport = :{port}'), or pass port 0 for a free one"
-            ) from error
+            answered = admin_client(f"{HOST}:{self._port}").list_topics(timeout=1.0).cluster_id
+        except KafkaException:
+            return False
+        if answered != self._cluster_id:
+            raise Terminal(f"port {self._port} is answered by another broker (cluster {answered}); start it again")
+        return True

@@ -17,9 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lakehouse.broker import HOST
 from lakehouse.errors import UsageError
-from lakehouse.local.process import Child, free_ports
+from lakehouse.processes import HOST, Child, free_ports
 
 START_SECONDS = 20.0
 

@@ -7,7 +7,6 @@ no repository, `why_unavailable()` says so and with which command that changes; 
 from __future__ import annotations
 
 import argparse
-import atexit
 import base64
 import contextlib
 import os
@@ -24,15 +23,15 @@ from xml.etree import ElementTree as ET
 
 from confluent_kafka import KafkaException
 
-from lakehouse.broker import HOST, accepts, admin_client, die_with_parent, free_port, require_free
-from lakehouse.errors import LakehouseError, Retryable, Terminal, UsageError
+from lakehouse.broker import admin_client
+from lakehouse.errors import LakehouseError, Retryable, UsageError
+from lakehouse.processes import HOST, LOG_TAIL_BYTES, Child, accepts, free_ports, require_free
 
 POM = Path(__file__).with_name("kafka.pom.xml")
 VERSION = str(ET.parse(POM).findtext("{*}version"))  # noqa: S314 - a file of this package
 START_TIMEOUT_SECONDS = 60.0  # two seconds on an idle machine
 STOP_TIMEOUT_SECONDS = 15.0
 FETCH_TIMEOUT_SECONDS = 300.0
-LOG_TAIL_BYTES = 3_000
 
 # What differs from Kafka's defaults, and why.
 PROPERTIES = {
@@ -134,7 +133,8 @@ class KafkaBroker:
         self._ports = (0, 0)
         self._heap_mb = heap_mb
         self._cluster_id = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        log = state_dir / "broker.log"
+        self._child = Child(f"Apache Kafka {VERSION}", log, keep_log=True, stop_seconds=STOP_TIMEOUT_SECONDS)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -146,18 +146,18 @@ class KafkaBroker:
     @property
     def cluster_id(self) -> str:
         """Made with the log, and the same as long as that is kept."""
-        self._require_started()
+        _ = self.pid  # as long as it runs
         return self._cluster_id
 
     @property
     def log_path(self) -> Path:
         """Where the node writes its warnings."""
-        return self._state_dir / "broker.log"
+        return self._child.log_path
 
     @property
     def pid(self) -> int:
         """The node's process id."""
-        return self._require_started().pid
+        return self._child.pid
 
     def __enter__(self) -> KafkaBroker:
         return self.start()
@@ -172,46 +172,30 @@ class KafkaBroker:
             UsageError: Java or the jars are missing, the port is taken, or it already runs.
             Terminal: it ends at once or does not answer; with the tail of its log.
         """
-        if self._process is not None:
-            raise UsageError(f"Kafka is already running at {self.bootstrap_servers}")
+        if self._child.running:
+            raise UsageError(f"{self._child.name} is already running at {self.bootstrap_servers}")
         if reason := why_unavailable():
             raise UsageError(reason)
         if self._asked_port:
             require_free(self._asked_port)
         if not self._ports[0]:
-            self._ports = (self._asked_port or free_port(), free_port())
+            broker, controller = free_ports(2)
+            self._ports = (self._asked_port or broker, controller)
         (self._state_dir / "data").mkdir(parents=True, exist_ok=True)
         properties = self._write_properties()
         if not (self._state_dir / "data" / "meta.properties").exists():
             self._format(properties)
-        self._process = self._run("kafka.Kafka", str(properties))
-        atexit.register(self.stop)
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.kill()
-            raise
+        self._launch(self._child, "kafka.Kafka", str(properties))
+        self._child.wait_until(self._answers, START_TIMEOUT_SECONDS)
         return self
 
     def stop(self) -> None:
         """Let it end in order (about a second); its log is kept. Safe to call twice."""
-        process = self._forget()
-        if process is None:
-            return
-        process.send_signal(signal.SIGCONT)  # a paused one cannot end
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        self._child.stop()
 
     def kill(self) -> None:
         """SIGKILL, as a crash would; what it had acknowledged is in the log. Safe to call twice."""
-        process = self._forget()
-        if process is not None:
-            process.kill()
-            process.wait()
+        self._child.kill()
 
     def pause(self) -> None:
         """SIGSTOP: it holds its connections and answers nothing, until `resume`."""
@@ -220,16 +204,6 @@ class KafkaBroker:
     def resume(self) -> None:
         """SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
-
-    def _forget(self) -> subprocess.Popen[bytes] | None:
-        process, self._process = self._process, None
-        atexit.unregister(self.stop)
-        return process
-
-    def _require_started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise UsageError("Kafka is not running; use `with KafkaBroker(...)` or call start()")
-        return self._process
 
     def _write_properties(self) -> Path:
         broker, controller = self._ports
@@ -246,51 +220,29 @@ class KafkaBroker:
 
     def _format(self, properties: Path) -> None:
         made = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")  # as Kafka writes its ids
-        formatting = self._run("kafka.tools.StorageTool", "format", f"--cluster-id={made}", f"--config={properties}")
-        if formatting.wait(START_TIMEOUT_SECONDS):
-            raise Terminal(f"Kafka could not format {self._state_dir / 'data'}.\nThe end of {self.log_path}:\n{self._log_tail()}")
+        formatting = Child(f"formatting {self._state_dir / 'data'} for Kafka", self.log_path, keep_log=True)
+        self._launch(formatting, "kafka.tools.StorageTool", "format", f"--cluster-id={made}", f"--config={properties}")
+        formatting.finish(START_TIMEOUT_SECONDS)
 
-    def _java(self) -> list[str]:
+    def _launch(self, child: Child, *what: str) -> None:
         quiet = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         # Serial: of the collectors the one that takes least beside writers on a small machine
-        return ["java", f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", *quiet, "-cp", f"{cache_dir()}/*"]
+        java = ["java", f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", *quiet, "-cp", f"{cache_dir()}/*"]
+        home = {name: os.environ[name] for name in ("JAVA_HOME",) if name in os.environ}
+        child.launch([*java, *what], home, self._state_dir)
 
-    def _run(self, *what: str) -> subprocess.Popen[bytes]:
-        environment = {name: os.environ[name] for name in ("PATH", "HOME", "JAVA_HOME", "TMPDIR", "TZ") if name in os.environ}
-        with self.log_path.open("ab") as log:
-            return subprocess.Popen(
-                [*self._java(), *what],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=self._state_dir,
-                preexec_fn=die_with_parent(),
-                start_new_session=True,  # Ctrl-C goes to us first: we stop it after what we have to say to it
-            )
-
-    def _wait_until_ready(self) -> None:
-        process = self._require_started()
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            if not accepts(self._ports[0]):  # librdkafka would back off for 100 ms and more
-                time.sleep(0.02)
-                continue
-            with contextlib.suppress(KafkaException):
-                answered = admin_client(self.bootstrap_servers).list_topics(timeout=2.0)
-                # it answers before it has been let into its cluster: until then it lists no broker
-                if answered.brokers and answered.cluster_id is not None:
-                    self._cluster_id = answered.cluster_id
-                    return
-            time.sleep(0.02)
-        how = f"ended (exit code {process.returncode})" if process.poll() is not None else "does not answer"
-        raise Terminal(
-            f"Apache Kafka {how}, after {START_TIMEOUT_SECONDS:.0f} s at most, at {self.bootstrap_servers}.\n"
-            f"The end of {self.log_path}:\n{self._log_tail()}"
-        )
-
-    def _log_tail(self) -> str:
-        return self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip() or "(empty)"
+    def _answers(self) -> bool:
+        if not accepts(self._ports[0]):  # librdkafka would back off for 100 ms and more
+            return False
+        try:
+            answered = admin_client(self.bootstrap_servers).list_topics(timeout=2.0)
+        except KafkaException:
+            return False
+        # it answers before it has been let into its cluster: until then it lists no broker
+        if not answered.brokers or answered.cluster_id is None:
+            return False
+        self._cluster_id = answered.cluster_id
+        return True
 
 
 def main() -> int:

@@ -16,9 +16,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from lakehouse.broker import HOST
 from lakehouse.errors import UsageError
-from lakehouse.local.process import Child, free_ports
+from lakehouse.processes import HOST, Child, free_ports
 
 REGION = "us-east-1"
 START_SECONDS = 20.0

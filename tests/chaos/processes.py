@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from lakehouse.broker import PR_SET_PDEATHSIG
+from lakehouse.processes import PR_SET_PDEATHSIG
 
 FOREIGN = ("LAKEHOUSE_", "AWS_", "PYICEBERG_", "STREAMFORGE_")
 

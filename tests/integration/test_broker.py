@@ -19,8 +19,9 @@ import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, Message, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from lakehouse.broker import EmbeddedBroker, ensure_topics, free_port
+from lakehouse.broker import EmbeddedBroker, ensure_topics
 from lakehouse.errors import Retryable, Terminal, UsageError
+from lakehouse.processes import free_port
 
 QUIET = {"log_level": 0}
 

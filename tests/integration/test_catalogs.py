@@ -18,12 +18,12 @@ import pytest
 from pyiceberg.exceptions import CommitFailedException
 
 from lakehouse.append import append_rows
-from lakehouse.broker import accepts
 from lakehouse.catalogs import open_catalog
 from lakehouse.lake import TABLE_PROPERTIES, open_lake
 from lakehouse.local import KINDS, Kind, LocalServices, local_services
 from lakehouse.local.glue import GlueServer
 from lakehouse.local.seaweedfs import SOCKETS
+from lakehouse.processes import accepts
 from lakehouse.queries import query
 from lakehouse.settings import ROOT, Settings, load_settings
 from tests.proxy import Answer, FaultProxy, Request

@@ -21,9 +21,9 @@ import sqlalchemy as sa
 import yaml
 
 import lakehouse.append
-from lakehouse.broker import free_port
 from lakehouse.errors import ChecksFailed, Fenced, Retryable, Terminal
 from lakehouse.lake import Lake, Run, history, open_lake
+from lakehouse.processes import free_port
 from lakehouse.settings import ROOT, Settings
 from tests.feed import rows
 from writers.crm import ingest_crm

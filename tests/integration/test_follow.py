@@ -17,10 +17,11 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.cimpl import NewPartitions
 from prometheus_client import REGISTRY
 
-from lakehouse.broker import admin_client, ensure_topics, free_port
+from lakehouse.broker import admin_client, ensure_topics
 from lakehouse.errors import Terminal, UsageError
 from lakehouse.lake import Lake, Run, history, open_lake
 from lakehouse.local.kafka import KafkaBroker
+from lakehouse.processes import free_port
 from lakehouse.rollback import rollback_table
 from lakehouse.settings import Settings
 from tests.brokers import Broker

@@ -10,9 +10,10 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from lakehouse.broker import ensure_topics, free_port
+from lakehouse.broker import ensure_topics
 from lakehouse.errors import Fenced, Retryable, Terminal, UsageError
 from lakehouse.lake import Lake, Run, history, open_lake
+from lakehouse.processes import free_port
 from lakehouse.services import Services
 from lakehouse.settings import Settings
 from tests.brokers import Broker

@@ -13,10 +13,11 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from test_broker import _alive, topic_id
 
-from lakehouse.broker import ensure_topics, free_port
+from lakehouse.broker import ensure_topics
 from lakehouse.errors import Retryable, Terminal, UsageError
 from lakehouse.local import kafka as launcher
 from lakehouse.local.kafka import KafkaBroker, fetch_jars, why_unavailable
+from lakehouse.processes import free_port
 from lakehouse.settings import ROOT
 
 

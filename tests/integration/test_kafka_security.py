@@ -13,10 +13,10 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
-from lakehouse.broker import HOST, ensure_topics
+from lakehouse.broker import ensure_topics
 from lakehouse.lake import open_lake
 from lakehouse.local.kafka import KafkaBroker, why_unavailable
-from lakehouse.local.process import free_ports
+from lakehouse.processes import HOST, free_ports
 from lakehouse.services import Services, kafka_config
 from lakehouse.settings import Settings
 from simulator.webhooks import signature

@@ -25,8 +25,9 @@ from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, Message, Producer, 
 from pydantic import SecretStr
 
 from benchmarks.webhooks import one_run
-from lakehouse.broker import EmbeddedBroker, ensure_topics, free_port
+from lakehouse.broker import EmbeddedBroker, ensure_topics
 from lakehouse.errors import UsageError
+from lakehouse.processes import free_port
 from tests.brokers import Broker
 from writers.webhook_metrics import OUTCOMES, REASONS, REFUSALS
 from writers.webhook_records import KafkaProduce
