@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 from lakehouse.processes import PR_SET_PDEATHSIG
+from tests.dying import die_at
 
 FOREIGN = ("LAKEHOUSE_", "AWS_", "PYICEBERG_", "STREAMFORGE_")
 
@@ -111,18 +111,5 @@ def _run(
     if sabotage:
         sabotage()
     if die_at_call is not None:
-        _die_at(die_at_call)
+        die_at(die_at_call)
     main(arguments)
-
-
-def _die_at(call: int) -> None:
-    left = call
-
-    def count(_frame: Any, event: str, _argument: Any) -> None:
-        nonlocal left
-        if event in ("call", "c_call"):
-            left -= 1
-            if left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.setprofile(count)

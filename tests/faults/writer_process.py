@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from records import RAW, TOPIC, append_change, settings_of
 
@@ -16,6 +12,7 @@ from lakehouse.commit import commit
 from lakehouse.errors import Fenced
 from lakehouse.lake import Run, open_lake
 from lakehouse.positions import vector_of
+from tests.dying import die_at
 
 
 @dataclass(frozen=True)
@@ -34,22 +31,9 @@ def write_until(place: Place, run_id: str, partition: int, end: int, batch: int,
     lake = open_lake(settings_of(place.environment, catalog_dir=place.declared), Run(run_id, "test"))
     table = lake.open_for_write(RAW)
     if die_at_call is not None:
-        _die_at(die_at_call)
+        die_at(die_at_call)
     while (start := vector_of(table.metadata, RAW).get((TOPIC, partition), 0)) < end:
         try:
             commit(table, lake.run, append_change(lake, table, partition, start, min(start + batch, end)))
         except Fenced:
             table.refresh()
-
-
-def _die_at(call: int) -> None:
-    left = call
-
-    def count(_frame: Any, event: str, _argument: Any) -> None:
-        nonlocal left
-        if event in ("call", "c_call"):
-            left -= 1
-            if left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.setprofile(count)
