@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 from lakehouse.errors import LakehouseError
 
@@ -13,10 +15,19 @@ STOPPED = 130
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every failure that we explain is one message on stderr and an exit code, no stack trace.
 
-    Wrong usage is told by Typer itself (exit 2). A defect of ours keeps its stack trace.
+    Wrong usage is told by Typer itself (exit 2). A defect of ours keeps its stack trace. SIGTERM stops a command as Ctrl-C does:
+    brokers ended, files removed, exit 130, for its work is not done. One that goes on until it is told to stop ends with 0.
     """
+    endless = "--follow" in (sys.argv[1:] if arguments is None else arguments)
+    told = False
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        told = True
+        signal.default_int_handler(number, frame)
+
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C: brokers ended, files removed
+        signal.signal(signal.SIGTERM, terminate)
         from lakehouse.cli import (  # noqa: F401 - they register their commands
             bench,
             explore,
@@ -33,12 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
 
         app(args=arguments, prog_name="lakehouse")  # ends with SystemExit
     except SystemExit as leaving:
-        if leaving.code == STOPPED:  # so Typer ends at Ctrl-C, without a word
-            _tell("stopped; what was committed stays, run it again to go on")
-        raise
+        if leaving.code != STOPPED:  # so Typer ends at Ctrl-C, without a word
+            raise
+        _stopped("stopped; what was committed stays, run it again to go on", before_it_began=endless and told)
     except KeyboardInterrupt:
-        _tell("stopped")
-        sys.exit(STOPPED)
+        _stopped("stopped", before_it_began=endless and told)
     except LakehouseError as error:
         _tell(str(error), "error: ")
         sys.exit(error.exit_code)
@@ -47,6 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _tell(message, "error: ")
         sys.exit(1)
+
+
+def _stopped(said: str, *, before_it_began: bool) -> NoReturn:
+    """End a command that was stopped; `--follow` takes the signals over when it begins (lakehouse/cli/ingest.py)."""
+    _tell("stopped before it began" if before_it_began else said)
+    sys.exit(0 if before_it_began else STOPPED)
 
 
 def _explained(error: Exception) -> str | None:

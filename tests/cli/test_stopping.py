@@ -1,0 +1,55 @@
+"""SIGTERM at any moment: a command that follows a source was told to stop and did, any other has not done its work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import Ran, finish, start
+
+import lakehouse.cli.ingest
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether the process has a handler for SIGTERM."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux: the handlers of another process are read in /proc"
+)
+@pytest.mark.parametrize(("arguments", "code"), [(("ingest", "--follow"), 0), (("ingest",), 130)])
+def test_sigterm_while_a_command_starts(tmp_path: Path, arguments: tuple[str, ...], code: int) -> None:
+    """At the first moment at which it can be caught, while most modules are still to be imported."""
+    process = start(tmp_path / "home", *arguments)
+    while not catches_sigterm(process.pid):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    ran = finish(process)
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.startswith("stopped")
+
+
+@pytest.mark.parametrize(("arguments", "number", "code"), [
+    (("ingest", "--follow"), signal.SIGTERM, 0),
+    (("ingest", "--follow"), signal.SIGINT, 130),
+    (("ingest",), signal.SIGTERM, 130),
+])  # fmt: skip
+def test_a_signal_before_the_first_batch(
+    call: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], number: int, code: int
+) -> None:
+    """Between the imports and the moment at which --follow takes the signals over."""
+
+    def interrupted(_settings: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(lakehouse.cli.ingest, "find_services", interrupted)
+    ran = call(*arguments)
+    assert ran.code == code
+    assert ("stopped before it began" in ran.err) == (code == 0)
