@@ -109,9 +109,13 @@ class OpenFiles:
     """Parquet files that are written while rows still come: one for each partition touched, and a new one at the target size.
 
     The files belong to no snapshot. Not for two threads at once.
+
+    Args:
+        sorted_whole: each file's rows come in the declared order from its first to its last, which its manifest then says;
+            otherwise they are sorted within each row group.
     """
 
-    def __init__(self, table: Table, declared: Declaration) -> None:
+    def __init__(self, table: Table, declared: Declaration, *, sorted_whole: bool = False) -> None:
         self._table, self._declared = table, declared
         self._schema = schema_to_pyarrow(table.schema())
         self._paths = parquet_path_to_id_mapping(table.schema())
@@ -135,6 +139,7 @@ class OpenFiles:
         self._target = int(
             properties.get(TableProperties.WRITE_TARGET_FILE_SIZE_BYTES, TableProperties.WRITE_TARGET_FILE_SIZE_BYTES_DEFAULT)
         )
+        self._sort_order_id = table.sort_order().order_id if sorted_whole else None
         self._name, self._count = uuid.uuid4(), itertools.count()
         self._open: dict[str, _Open] = {}
         self._done: list[DataFile] = []
@@ -200,7 +205,7 @@ class OpenFiles:
             file_format=FileFormat.PARQUET,
             partition=file.partition,
             file_size_in_bytes=size,
-            sort_order_id=None,  # a file is sorted within each row group
+            sort_order_id=self._sort_order_id,
             spec_id=self._table.spec().spec_id,
             equality_ids=None,
             key_metadata=None,

@@ -7,37 +7,32 @@ asks nothing of what others did meanwhile except that the files it replaces are 
 
 from __future__ import annotations
 
-import itertools
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 import pyarrow as pa
 from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import ParquetFormatWriter, schema_to_pyarrow
-from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.typedef import Record
 
 from lakehouse.commit import COMPACTION, Change, commit
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Replan, Terminal
-from lakehouse.files import remove_files
 from lakehouse.lake import Lake
 from lakehouse.maintenance.planning import entries_where, time_partition
 from lakehouse.predicates import at_least
 from lakehouse.queries import connect, files_sql
 from lakehouse.settings import Settings
-from lakehouse.staging import conform
+from lakehouse.staging import LARGEST_ROW_GROUP, ROW_GROUP_BYTES, OpenFiles, conform
 
 FULL = 0.75
 """A file (or a bin) of this part of the target size is large enough."""
 
 SECONDS_BETWEEN_COMMITS = 60.0
 FILES_BETWEEN_COMMITS = 200
-ROW_GROUP_BYTES, ROW_GROUP_ROWS = 64 * 2**20, 1_048_576
 ROWS_AT_ONCE = 2_048  # as few as DuckDB hands out: a row may be 1 MB
 MAX_PLANS = 3
 
@@ -144,7 +139,7 @@ def _rewrite(
 
 
 def merge_files(lake: Lake, declared: Declaration, table: Table, files: Sequence[DataFile]) -> list[DataFile]:
-    """Write the rows of `files`, all of one partition, in the declared order; nothing is published.
+    """Write the rows of `files`, all of one partition and of the present spec, in the declared order; nothing is published.
 
     Raises:
         Terminal: another number of rows came out than went in.
@@ -152,56 +147,32 @@ def merge_files(lake: Lake, declared: Declaration, table: Table, files: Sequence
     columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)
     order = ", ".join(f'"{c}" ASC NULLS FIRST' for c in declared.sort)
     source = files_sql(table, (f.file_path for f in files))
-    written: list[DataFile] = []
+    output = OpenFiles(table, declared, sorted_whole=True)
     try:
         with connect(lake.settings) as connection:
             found = connection.execute(f"SELECT {columns} FROM {source}" + (f" ORDER BY {order}" if order else ""))
-            groups = _groups(found.to_arrow_reader(ROWS_AT_ONCE))
-            written.extend(_write_file(table, files[0], itertools.chain([group], groups)) for group in groups)
+            batches = found.to_arrow_reader(ROWS_AT_ONCE)
+            for group in _groups(conform(table, pa.Table.from_batches([batch])) for batch in batches):
+                output.write(group)
+        written = output.close()
         came, went = sum(f.record_count for f in written), sum(f.record_count for f in files)
         if came != went:
             raise Terminal(f"{declared.table}: {went} rows went into a compaction and {came} came out; nothing was committed")
     except BaseException:
-        remove_files(table.io, [f.file_path for f in written])  # no attempt of a commit has named them
+        output.abandon()  # no attempt of a commit has named its files
         raise
     return written
 
 
-def _write_file(table: Table, like: DataFile, groups: Iterator[pa.Table]) -> DataFile:
-    """One Parquet file beside `like`, of its partition, from as many of the groups as fit into the target size."""
-    schema = schema_to_pyarrow(table.schema())
-    location = f"{like.file_path.rpartition('/')[0]}/{uuid.uuid4()}-compacted.parquet"
-    output = table.io.new_output(location)
-    with ParquetFormatWriter(output, table.schema(), table.properties) as writer:
-        for rows in groups:
-            # with field ids, and NULL only where it may be
-            writer.write(pa.table(conform(table, rows).columns, schema=schema))
-            if writer._fos and writer._fos.tell() >= target_bytes(table):  # type: ignore[attr-defined]
-                break
-    file = DataFile.from_args(
-        content=DataFileContent.DATA,
-        file_path=location,
-        file_format=FileFormat.PARQUET,
-        partition=like.partition,
-        file_size_in_bytes=len(output),
-        sort_order_id=table.sort_order().order_id,
-        equality_ids=None,
-        key_metadata=None,
-        **writer.result().to_serialized_dict(),
-    )
-    file.spec_id = like.spec_id
-    return file
-
-
-def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches together, as large as a row group may be."""
-    held: list[pa.RecordBatch] = []
+def _groups(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Batches together, as many as a row group may hold."""
+    held: list[pa.Table] = []
     size = rows = 0
     for batch in batches:
+        if held and (size + batch.nbytes > ROW_GROUP_BYTES or rows + batch.num_rows > LARGEST_ROW_GROUP):
+            yield pa.concat_tables(held)
+            held, size, rows = [], 0, 0
         held.append(batch)
         size, rows = size + batch.nbytes, rows + batch.num_rows
-        if size >= ROW_GROUP_BYTES or rows >= ROW_GROUP_ROWS:
-            yield pa.Table.from_batches(held)
-            held, size, rows = [], 0, 0
     if held:
-        yield pa.Table.from_batches(held)
+        yield pa.concat_tables(held)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import Table
+from pyiceberg.table import Table, TableProperties
 from records import (
     DAY,
     RAW,
@@ -183,6 +183,10 @@ def test_every_payload_stays_byte_for_byte(tmp_path: pytest.TempPathFactory) -> 
     assert compact(lake, lake.declaration(name), lake.load(name))["into"] == 1
     assert content(lake.load(name)) == before
     assert sum(before.values()) == 6
+    (file,) = live_files(lake.load(name))
+    numbers = {column: lake.load(name).schema().find_field(column).field_id for column in ("payload", "offset")}
+    assert numbers["offset"] in file.lower_bounds
+    assert numbers["payload"] not in file.lower_bounds  # as writers keep it: no bounds of a payload in a manifest
 
 
 @SQLITE
@@ -190,8 +194,9 @@ def test_large_groups_are_cut_at_the_target_size(lake: Lake, monkeypatch: pytest
     for i in range(4):
         append(lake, 0, i * 3000, (i + 1) * 3000)
     table = lake.load(RAW)
-    monkeypatch.setattr("lakehouse.maintenance.compact.ROW_GROUP_ROWS", 2048)
-    monkeypatch.setattr("lakehouse.maintenance.compact.target_bytes", lambda _: 10_000)
+    with table.transaction() as change:
+        change.set_properties({TableProperties.WRITE_TARGET_FILE_SIZE_BYTES: "10000"})
+    monkeypatch.setattr("lakehouse.maintenance.compact.LARGEST_ROW_GROUP", 2048)
     files = merge_files(lake, lake.declaration(RAW), table, live_files(table))
     assert sum(f.record_count for f in files) == 12_000
     assert len(files) > 2
