@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from xml.etree import ElementTree as ET
 
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from lakehouse.broker import admin_client
 from lakehouse.errors import LakehouseError, Retryable, UsageError
@@ -196,6 +196,28 @@ class KafkaBroker:
     def kill(self) -> None:
         """SIGKILL, as a crash would; what it had acknowledged is in the log. Safe to call twice."""
         self._child.kill()
+
+    def renew(self) -> None:
+        """Start over with an empty log, at the same address: another cluster."""
+        self.stop()
+        shutil.rmtree(self._state_dir / "data")
+        self.start()
+
+    def coordinates_groups(self) -> bool:
+        """Whether it still serves consumer groups.
+
+        After a SIGKILL Kafka 4.1.1 can refuse to load the log of its group coordinator for good ("New last written offset
+        1450 must be greater than 1450"): it then answers everything else, and each member with NOT_COORDINATOR.
+        """
+        # by a consumer: where the answer is an error, AdminClient.list_consumer_group_offsets of confluent-kafka 2.16 crashes
+        probe = Consumer({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "group.id": "probe"})
+        try:
+            probe.committed([TopicPartition("probe", 0)], timeout=10.0)
+        except KafkaException:
+            return False
+        finally:
+            probe.close()
+        return True
 
     def pause(self) -> None:
         """SIGSTOP: it holds its connections and answers nothing, until `resume`."""

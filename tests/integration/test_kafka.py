@@ -77,6 +77,19 @@ def test_the_log_outlives_a_kill_a_stop_and_a_pause(node: KafkaBroker) -> None:
 
 
 @pytest.mark.kafka
+def test_a_renewed_node_is_another_empty_cluster_at_the_same_address(node: KafkaBroker) -> None:
+    with node:
+        before = (node.bootstrap_servers, node.cluster_id)
+        ensure_topics(node.bootstrap_servers, {"gone": 1})
+        assert node.coordinates_groups()
+        node.renew()
+        assert node.bootstrap_servers == before[0]
+        assert node.cluster_id != before[1]
+        assert ensure_topics(node.bootstrap_servers, {"new": 1}) == {"new": 1}
+        assert node.coordinates_groups()
+    assert not node.coordinates_groups()
+
+
 def test_it_is_a_kafka_where_the_embedded_broker_is_not(kafka: KafkaBroker) -> None:
     """Each difference that `test_broker.py` pins, the other way round; and large or old records as production allows them."""
     ensure_topics(kafka.bootstrap_servers, {"real": 1})
