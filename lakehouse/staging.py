@@ -37,6 +37,9 @@ ROW_GROUP_BYTES = 32 * 2**20
 LARGEST_ROW_GROUP = 1_048_576
 """Rows: narrow tables would otherwise get row groups of many millions, in which nothing is pruned."""
 
+MOST_OPEN_FILES = 32
+"""A writer holds 1.3 MB of memory for each, and an object store's upload buffers besides; a batch of odd times may touch thousands."""
+
 
 def conform(table: Table, rows: pa.Table) -> pa.Table:
     """`rows` with exactly the table's columns, order and types; a column that is absent becomes NULL.
@@ -108,6 +111,7 @@ class _Open:
 class OpenFiles:
     """Parquet files that are written while rows still come: one for each partition touched, and a new one at the target size.
 
+    Of more than MOST_OPEN_FILES partitions the one that got no rows for longest is closed: the next gets a file of its own.
     The files belong to no snapshot. Not for two threads at once.
 
     Args:
@@ -159,12 +163,19 @@ class OpenFiles:
             part = pa.table(part.columns, schema=self._schema)  # with field ids, and NULL only where it may be
             for start in range(0, part.num_rows, per_group):
                 place = key.to_path() if key else ""
-                if place not in self._open:
-                    self._open[place] = self._create(key)
-                file = self._open[place]
+                file = self._file(place, key)
                 file.parquet.write_table(part.slice(start, per_group), row_group_size=per_group)
                 if file.stream.tell() >= self._target:
                     self._close(place)
+
+    def _file(self, place: str, key: PartitionKey | None) -> _Open:
+        """The open file of a partition, now the last in the order in which files got rows."""
+        if place not in self._open:
+            if len(self._open) >= MOST_OPEN_FILES:
+                self._close(next(iter(self._open)))
+            self._open[place] = self._create(key)
+        file = self._open[place] = self._open.pop(place)
+        return file
 
     def close(self) -> list[DataFile]:
         """End all files; they are complete, and still belong to no snapshot."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 
+
+def _date(time: str) -> str:
+    """SQL: a time, NULL outside the years 1 to 9999 (`created` in milliseconds, `infinity`): no reader could hold that."""
+    return f"CASE WHEN {time} BETWEEN TIMESTAMPTZ '0001-01-01' AND TIMESTAMPTZ '9999-12-31 23:59:59' THEN {time} END"
+
+
 # The receiver checked signature and JSON; what cannot be read all the same stays NULL here and is judged downstream.
-ENVELOPE = """
+ENVELOPE = f"""
 SELECT
     * EXCLUDE (h_received_at, h_source, f),
     -- a record that did not come through our receiver may say nothing: then it was received by now
-    coalesce(TRY_CAST(h_received_at AS TIMESTAMPTZ), kafka_timestamp, now()) AS received_at,
+    coalesce({_date("TRY_CAST(h_received_at AS TIMESTAMPTZ)")}, kafka_timestamp, now()) AS received_at,
     CASE WHEN h_source IN ('webhook', 'events_api', 'api_snapshot') THEN h_source END AS source,
-    f[1] AS event_id, f[2] AS event_type, try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) AS created_at, f[4] AS api_version,
-    f[5] AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode
+    f[1] AS event_id, f[2] AS event_type, {_date("try(to_timestamp(TRY_CAST(f[3] AS BIGINT)))")} AS created_at,
+    f[4] AS api_version, f[5] AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode
 FROM (
     SELECT
         *,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from lakehouse.broker import ensure_topics
 from lakehouse.errors import Fenced, Retryable, Terminal, UsageError
 from lakehouse.lake import Lake, Run, history, open_lake
 from lakehouse.processes import free_port
 from lakehouse.services import Services
+from lakehouse.local.kafka import KafkaBroker
 from lakehouse.settings import Settings
 from tests.brokers import Broker
 from tests.feed import rows
@@ -68,6 +70,57 @@ def test_records_are_stored_as_received(lake: Lake, broker: Broker, topic: str) 
     assert [(r["key"], r["payload"], [(h["key"], h["value"]) for h in r["headers"]]) for r in found] == odd
     assert found[0]["received_at"] == datetime(2026, 1, 1, tzinfo=UTC)
     assert [r["partition"] for r in found] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_producer_with_a_broken_clock_holds_up_nobody(lake: Lake, broker: Broker, topic: str) -> None:
+    """A timestamp that is no date of the years 1 to 9999 is stored as none: the record was received by now."""
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    if isinstance(broker, KafkaBroker):  # since 4.0 it refuses what lies more than an hour ahead, unless told otherwise
+        allow = [ConfigEntry("message.timestamp.after.max.ms", str(2**63 - 1), incremental_operation=AlterConfigOpType.SET)]
+        for done in admin.incremental_alter_configs([ConfigResource("topic", topic, incremental_configs=allow)]).values():
+            done.result(10)
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers})
+    for offset, at in enumerate([1_767_225_600_000, 253_402_300_800_000, 2**62, 1]):
+        producer.produce(topic, b"%d" % offset, partition=0, timestamp=at)
+    assert producer.flush(10) == 0
+    assert bring(lake, broker, topic) == 4
+    found = rows(lake, f"SELECT payload, kafka_timestamp AS at, received_at > '2026-01-02' AS by_now FROM {RAW} ORDER BY payload")
+    assert [r["payload"] for r in found] == [b"0", b"1", b"2", b"3"]
+    assert [r["at"] and r["at"].year for r in found] == [2026, None, None, 1970]
+    assert [r["by_now"] for r in found] == [False, True, True, False]
+
+
+def test_a_header_whose_name_is_not_utf8_holds_up_nobody(
+    lake: Lake, broker: Broker, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client cannot hand it over, so the record is stored without its headers, and the log says which it was."""
+    produce(broker, topic, (b"k", b"before", [("h", b"v")]))
+    produce_with_header(broker, topic, b"bad \xff name")
+    produce(broker, topic, (b"k", b"after", [("h", b"v")]))
+    assert bring(lake, broker, topic) == 3
+    found = rows(lake, f'SELECT payload, headers FROM {RAW} WHERE partition = 0 ORDER BY "offset"')
+    good = [{"key": "h", "value": b"v"}]
+    assert [(r["payload"], r["headers"]) for r in found] == [(b"before", good), (b"it", None), (b"after", good)]
+    assert f"{topic}[0] at offset 1: a header's name is not UTF-8" in caplog.text
+
+
+def produce_with_header(broker: Broker, topic: str, name: bytes) -> None:
+    """One record to partition 0, by the C library: confluent-kafka takes header names as text alone."""
+    import confluent_kafka.cimpl
+
+    kafka = ctypes.CDLL(confluent_kafka.cimpl.__file__)  # the C library's functions are found through what links it
+    for function in (kafka.rd_kafka_conf_new, kafka.rd_kafka_new, kafka.rd_kafka_headers_new):
+        function.restype = ctypes.c_void_p
+    said = ctypes.create_string_buffer(512)
+    config = ctypes.c_void_p(kafka.rd_kafka_conf_new())
+    kafka.rd_kafka_conf_set(config, b"bootstrap.servers", broker.bootstrap_servers.encode(), said, len(said))
+    client = ctypes.c_void_p(kafka.rd_kafka_new(0, config, said, len(said)))
+    headers = ctypes.c_void_p(kafka.rd_kafka_headers_new(ctypes.c_size_t(1)))
+    kafka.rd_kafka_header_add(headers, name, ctypes.c_ssize_t(len(name)), b"v", ctypes.c_ssize_t(1))
+    where = (1, ctypes.c_char_p(topic.encode()), 3, ctypes.c_int32(0))  # RD_KAFKA_VTYPE_TOPIC, _PARTITION, _VALUE, _HEADERS
+    assert kafka.rd_kafka_producev(client, *where, 4, ctypes.c_char_p(b"it"), ctypes.c_size_t(2), 10, headers, 0) == 0
+    assert kafka.rd_kafka_flush(client, 10_000) == 0
+    kafka.rd_kafka_destroy(client)
 
 
 def test_batches_are_bounded_and_ingesting_again_adds_nothing(lake: Lake, broker: Broker, topic: str) -> None:

@@ -16,7 +16,7 @@ from lakehouse.append import Append
 from lakehouse.errors import ChecksFailed, Retryable
 from lakehouse.lake import Lake, open_lake
 from lakehouse.settings import Settings
-from lakehouse.staging import OpenFiles, conform
+from lakehouse.staging import MOST_OPEN_FILES, OpenFiles, conform
 from writers.records import RAW_SCHEMA, received_by_kafka
 
 RAW = "raw.product_events"
@@ -153,3 +153,15 @@ def test_a_missing_time_of_receipt_is_held(lake: Lake) -> None:
     batch.add(records(0, 0, 1).drop_columns(["received_at"]))
     with pytest.raises(ChecksFailed, match=r"not_null\(received_at\): 1 rows"):
         batch.commit()
+
+
+def test_a_batch_of_any_number_of_days_has_few_files_open_at_once(lake: Lake) -> None:
+    table = lake.open_for_write(RAW)
+    files = OpenFiles(table, lake.declaration(RAW))
+    days = MOST_OPEN_FILES + 5
+    for day in [*range(days), days - 1, 0]:  # the last one is open still; the first was closed, and goes on in another file
+        files.write(conform(table, records(0, day * 10, day * 10 + 10, day=day)))
+        assert len(files._open) <= MOST_OPEN_FILES
+    done = files.close()
+    assert sorted(f.record_count for f in done) == [10] * days + [20]
+    assert len(written(lake)) == len(done)
