@@ -38,7 +38,7 @@ LARGEST_ROW_GROUP = 1_048_576
 """Rows: narrow tables would otherwise get row groups of many millions, in which nothing is pruned."""
 
 MOST_OPEN_FILES = 32
-"""A writer holds 1.3 MB of memory for each, and an object store's upload buffers besides; a batch of odd times may touch thousands."""
+"""Each takes a writer 1.3 MB of memory, and upload buffers besides; a batch of odd times touches thousands of partitions."""
 
 
 def conform(table: Table, rows: pa.Table) -> pa.Table:

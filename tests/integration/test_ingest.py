@@ -14,9 +14,9 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from lakehouse.broker import ensure_topics
 from lakehouse.errors import Fenced, Retryable, Terminal, UsageError
 from lakehouse.lake import Lake, Run, history, open_lake
+from lakehouse.local.kafka import KafkaBroker
 from lakehouse.processes import free_port
 from lakehouse.services import Services
-from lakehouse.local.kafka import KafkaBroker
 from lakehouse.settings import Settings
 from tests.brokers import Broker
 from tests.feed import rows
