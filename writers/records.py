@@ -68,10 +68,10 @@ def _column(name: str, values: Iterable[Any]) -> pa.Array:
 def _timestamps(messages: Sequence[Any]) -> pa.Array:
     """Milliseconds since the epoch; NULL where the record has none (message format 0), or a producer's nonsense."""
     pairs = list(map(Message.timestamp, messages))
-    values: list[int | None] = [at for _, at in pairs]
-    if TIMESTAMP_NOT_AVAILABLE in {kind for kind, _ in pairs} or not EARLIEST_MS <= min(values) <= max(values) <= LATEST_MS:
-        known = (kind != TIMESTAMP_NOT_AVAILABLE and EARLIEST_MS <= at <= LATEST_MS for kind, at in pairs)
-        values = [at if usable else None for (_, at), usable in zip(pairs, known, strict=True)]
+    said = [at for _, at in pairs]
+    values: list[int] | list[int | None] = said
+    if TIMESTAMP_NOT_AVAILABLE in {kind for kind, _ in pairs} or (said and (min(said) < EARLIEST_MS or max(said) > LATEST_MS)):
+        values = [at if kind != TIMESTAMP_NOT_AVAILABLE and EARLIEST_MS <= at <= LATEST_MS else None for kind, at in pairs]
     return pa.array(values, pa.int64()).cast(pa.timestamp("ms", "UTC")).cast(RAW_SCHEMA.field("kafka_timestamp").type)
 
 

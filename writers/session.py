@@ -29,7 +29,7 @@ from lakehouse import failpoints, metrics
 from lakehouse.append import Append
 from lakehouse.errors import Fenced, LakehouseError, Replan, Retryable, Terminal
 from lakehouse.lake import Lake
-from lakehouse.positions import read_positions
+from lakehouse.positions import read_positions, vector_of
 from lakehouse.services import kafka_config
 from writers.records import records_to_arrow
 from writers.topics import FORBIDDEN, consumer_config, describe, explained, refuse_another
@@ -104,6 +104,7 @@ class Session:
         self._ahead: set[int] = set()
         self._ends: dict[int, int] = {}
         self._watched = 0.0
+        self._looked = time.monotonic()
 
     def __enter__(self) -> Session:
         self._collect = gc.get_threshold()
@@ -140,6 +141,7 @@ class Session:
                     self._publish()
                     return
                 self._turn()
+                self._look()
             except (Fenced, Replan) as refused:
                 log.warning("%s", refused)
                 self._start_over()
@@ -286,6 +288,24 @@ class Session:
             for gauge in (metrics.LAG_RECORDS, metrics.LAG_SECONDS):
                 with contextlib.suppress(KeyError):
                     gauge.remove(self._stream.table, str(p))
+
+    def _look(self) -> None:
+        """Raise Replan if the table no longer stands where we think: rolled back, or its positions set by hand.
+
+        A commit is refused then, but only if its batch has records of a partition that was moved; one that gets no new records
+        would wait for the next. Raises RolledBack if it was not our command that took the table back.
+        """
+        if (now := time.monotonic()) - self._looked < self._lake.settings.ingest_seconds:
+            return
+        self._looked = now
+        table, topic = self._stream.table, self._stream.topic
+        try:
+            known = vector_of(self._lake.open_for_write(table).metadata, table)
+        except Retryable as outage:  # what was read may still be committed when the catalog is back
+            log.info("%s: not looked whether its positions were moved: %s", table, outage)
+            return
+        if moved := sorted(p for p in self._held if known.get((topic, p)) != self._positions.get((topic, p))):
+            raise Replan(f"{table}: the positions of {topic}{moved} were moved; going on from there")
 
     def _watch(self) -> None:
         """How far behind this process is, once a second."""

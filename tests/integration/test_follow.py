@@ -327,7 +327,21 @@ def test_a_table_that_was_rolled_back_under_a_running_writer_is_filled_again(
         feed.send(120)
         until(lambda: stored(lake) == 240)
         rollback_table(lake, RAW, first)
+        until(lambda: stored(lake) == 240)  # nothing new comes that would tell it
         feed.send(60)
         until(lambda: stored(lake) == 300)
     assert not running.failure
     everything_once(lake, 300)
+
+
+def test_positions_set_beside_a_running_writer(lake: Lake, broker: Broker, topic: str, feed: Feed) -> None:
+    """Of a partition that gets no new records, too; its rows are there twice, as was asked for."""
+    feed.send(12)
+    with member(lake, broker, topic) as running:
+        until(lambda: stored(lake) == 12)
+        set_by_hand(lake, RAW, topic, broker.bootstrap_servers, [0], 1, "read it again", again=True)
+        assert stored(lake) == 11
+        until(lambda: stored(lake) == 12)
+    assert not running.failure
+    found = sorted(int(r["payload"]) for r in rows(lake, f"SELECT payload FROM {RAW}"))
+    assert found == sorted([*range(12), 6])
