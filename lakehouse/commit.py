@@ -31,6 +31,7 @@ from lakehouse import failpoints
 from lakehouse.errors import Fenced, Replan
 from lakehouse.files import modified_ms
 from lakehouse.lake import Run
+from lakehouse.live import files_where
 from lakehouse.positions import (
     TopicPartition,
     Vector,
@@ -215,7 +216,7 @@ def _refuse_outdated(name: str, table: Table, change: Change) -> None:
             raise Replan(f"{name}: the base snapshot of the rewrite is gone; plan again")
         return
     if change.base is None:  # all that is live came since, whether its snapshot is still kept or not
-        if any(_in_scope(task.file, change.scope) for task in table.scan().plan_files()):
+        if any(_in_scope(file, change.scope) for file in files_where(table)):
             raise Replan(f"{name}: files were added in the rewrite's scope since its base; plan again")
         return
     planned = {f.file_path for f in change.remove}

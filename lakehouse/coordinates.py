@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 from pyiceberg.table import Table
 
+from lakehouse.live import files_where
 from lakehouse.positions import TopicPartition
 from lakehouse.predicates import all_of, any_of, at_least, below, equal
 from lakehouse.queries import empty_sql, files_sql, text
@@ -49,7 +50,7 @@ def _spans_sql(table: Table, snapshot: int | None, spans: Sequence[tuple[str, in
         all_of((equal("topic", topic), equal("partition", partition), at_least("offset", start), below("offset", end)))
         for topic, partition, start, end in spans
     )
-    files = [t.file.file_path for t in table.scan(wanted, snapshot_id=snapshot).plan_files()] if snapshot and spans else []
+    files = [f.file_path for f in files_where(table, wanted, snapshot)] if spans else []
     if not files:
         return empty_sql(table)
     inside = " OR ".join(

@@ -24,8 +24,8 @@ def consistent_cut(
     """
     tables = {name: lake.open_for_write(name) for name in names}
     roots = {name: raw_roots(lake, name, transforms) for name in names}
-    topics = {raw: lake.vector(raw) for raw in sorted(set().union(*roots.values()))}
     at = {name: (table.current_snapshot(), vector_of(table.metadata, name)) for name, table in tables.items()}
+    topics = {raw: at[raw][1] if raw in at else lake.vector(raw) for raw in sorted(set().union(*roots.values()))}
     while True:
         cut = {
             key: min(at[name][1].get(key, 0) for name in names if raw in roots[name])

@@ -15,6 +15,7 @@ from pyiceberg.expressions import BooleanExpression
 from lakehouse.commit import Change, commit, scope_of
 from lakehouse.errors import Replan
 from lakehouse.lake import Lake
+from lakehouse.live import files_where
 from lakehouse.predicates import all_of, at_least, at_most, below, equal
 from lakehouse.queries import connect, files_sql
 from lakehouse.staging import stage
@@ -101,7 +102,7 @@ LEFT JOIN __found AS f
 def _settle_once(lake: Lake, consumer: str, found: pl.DataFrame, held: BooleanExpression, at: datetime) -> None:
     table = lake.open_for_write(TABLE)
     base = table.current_snapshot()
-    files = [t.file for t in table.scan(held).plan_files()]
+    files = files_where(table, held)
     if base is None or not files:
         return
     with connect(lake.settings) as connection:

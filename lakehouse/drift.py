@@ -19,6 +19,7 @@ from pyiceberg.table import Table
 from lakehouse.commit import Change, commit, scope_of
 from lakehouse.errors import Replan
 from lakehouse.lake import Lake
+from lakehouse.live import files_where
 from lakehouse.positions import Vector, vector_of
 from lakehouse.predicates import all_of, equal
 from lakehouse.queries import connect, files_sql
@@ -140,7 +141,7 @@ def _record_once(
 ) -> Recorded:
     declared, table = lake.declaration(TABLE), lake.open_for_write(TABLE)
     base = table.current_snapshot()
-    files = [t.file for t in table.scan(OPEN).plan_files()] if base is not None else []
+    files = files_where(table, OPEN)
     held = _rows_of(lake, table, files)
     ours_to_judge = (pl.col("source") == source) & pl.col("resolved_at").is_null()
     before, others = held.filter(ours_to_judge), held.filter(~ours_to_judge | pl.col("source").is_null())

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from lakehouse.lake import history, snapshot_vector
+from lakehouse.live import files_where
 from lakehouse.plans import Plan
 from lakehouse.positions import vector_of
 from lakehouse.predicates import one_of
@@ -24,14 +25,14 @@ def heads_sql(plan: Plan, objects: list[str]) -> str | None:
     have to be read, which gives the same.
     """
     build = plan.declared.build
-    if build.heads is None or not any(plan.expected.values()) or not plan.lake.exists(build.heads):
+    if build.heads is None or not any(plan.expected.values()):
         return None
-    table = plan.lake.load(build.heads)
-    snapshot = _snapshot_at(plan, table)
-    if snapshot is None:
+    table = plan.lake.find(build.heads)
+    snapshot = _snapshot_at(plan, table) if table else None
+    if table is None or snapshot is None:
         return None
     column = plan.lake.declaration(build.heads).partition[0].column
-    files = [t.file.file_path for t in table.scan(one_of(column, objects), snapshot_id=snapshot).plan_files()]
+    files = [f.file_path for f in files_where(table, one_of(column, objects), snapshot)]
     if not files:
         return empty_sql(table)
     columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)

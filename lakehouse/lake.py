@@ -105,12 +105,19 @@ class Lake:
         Raises:
             UsageError: not declared, or declared and not created yet.
         """
+        table = self.find(name)
+        if table is None:
+            raise UsageError(f"{name} is declared but holds nothing yet; fill it: lakehouse demo, or lakehouse run")
+        return table
+
+    def find(self, name: str) -> Table | None:
+        """The table as it stands now; None if it has not been created. One request, where `exists` and `load` are two."""
         self.declaration(name)
         try:
             with self._asking(f"loading {name}"):
                 return self.catalog.load_table(name)
         except NoSuchTableError:
-            raise UsageError(f"{name} is declared but holds nothing yet; fill it: lakehouse demo, or lakehouse run") from None
+            return None
 
     def open_for_write(self, name: str) -> Table:
         """The table, created from its declaration if need be and given the columns newly declared.
@@ -151,7 +158,8 @@ class Lake:
 
     def vector(self, name: str) -> dict[tuple[str, int], int]:
         """How far `name` has consumed its sources; empty if it does not exist. Raw tables: what their writer has committed."""
-        return vector_of(self.load(name).metadata, name) if self.exists(name) else {}
+        table = self.find(name)
+        return vector_of(table.metadata, name) if table else {}
 
 
 def _shape(kind: IcebergType) -> object:

@@ -20,6 +20,7 @@ from lakehouse.coordinates import coordinates_sql, ranges_sql
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
 from lakehouse.lake import Lake
+from lakehouse.live import files_where
 from lakehouse.positions import TopicPartition
 from lakehouse.queries import bind_table, files_sql
 from lakehouse.staging import conform, stage
@@ -105,9 +106,7 @@ class Staged:
 
 def live_files(plan: Plan, where: BooleanExpression) -> list[DataFile]:
     """Files of the plan's base that may hold rows of which `where` is true, by partition and statistics."""
-    if plan.base is None:
-        return []
-    return [t.file for t in plan.table.scan(where, snapshot_id=plan.base).plan_files()]
+    return files_where(plan.table, where, plan.base)
 
 
 def other_rows(plan: Plan, files: Sequence[DataFile], keys: str, using: str) -> pa.Table:

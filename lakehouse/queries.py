@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,8 @@ def bind_arrow(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table 
     connection.execute(f"CREATE OR REPLACE VIEW {quote(name)} AS SELECT * FROM {registered}")
 
 
-def tables_read(sql: str) -> list[str]:
+@lru_cache(512)  # parsing takes 20 ms and more, and a run asks for the same statements in each batch
+def tables_read(sql: str) -> tuple[str, ...]:
     """The `layer.table` names a query reads, from its own text, in lower case (SQL does not mind).
 
     Raises:
@@ -221,7 +222,7 @@ def tables_read(sql: str) -> list[str]:
         raise UsageError(f"SQL error at line {first['line']}, column {first['col']}: {first['description']}") from None
     except sqlglot.errors.TokenError as error:
         raise UsageError(f"SQL error: {str(error).splitlines()[0]}") from None
-    return sorted({f"{t.db}.{t.name}".lower() for t in tree.find_all(exp.Table) if t.db})
+    return tuple(sorted({f"{t.db}.{t.name}".lower() for t in tree.find_all(exp.Table) if t.db}))
 
 
 def query(lake: Lake, sql: str, as_of: datetime | int | None = None, parameters: Mapping[str, Any] | None = None) -> pa.Table:

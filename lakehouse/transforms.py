@@ -31,7 +31,7 @@ class Inputs:
 
     def sql(self, text: str, **parameters: Any) -> pa.Table:
         """Run SQL over the inputs (by their table names) and `reference.NAME`."""
-        for name in tables_read(text):
+        for name in tables_read(text) if f"{REFERENCE}." in text.lower() else ():
             schema, _, short = name.partition(".")
             if schema == REFERENCE:
                 bind_arrow(self.connection, name, pa.Table.from_pylist(self.reference(short)))

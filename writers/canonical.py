@@ -20,6 +20,7 @@ from lakehouse.chains import sequence_in_second
 from lakehouse.declarations import load_reference
 from lakehouse.drift import OBJECT, VALUES
 from lakehouse.lake import Lake
+from lakehouse.live import files_where
 from lakehouse.positions import vector_of
 from lakehouse.predicates import all_of, at_least, below, equal, one_of
 from lakehouse.queries import bind_arrow, connect, files_sql
@@ -67,7 +68,7 @@ def held_events(lake: Lake, account: str | None, livemode: bool, start: datetime
     if not lake.exists(RAW):
         return nothing
     table = lake.load(RAW)
-    files = [t.file.file_path for t in table.scan(all_of((at_least("created_at", start), below("created_at", end)))).plan_files()]
+    files = [f.file_path for f in files_where(table, all_of((at_least("created_at", start), below("created_at", end))))]
     if not files:
         return nothing
     with connect(lake.settings) as connection:
@@ -143,7 +144,7 @@ def held_fields(lake: Lake, objects: pl.DataFrame) -> pl.DataFrame:
     if not lake.exists(VERSIONS) or objects.is_empty():
         return pl.DataFrame(schema=VALUES)
     table = lake.load(VERSIONS)
-    files = [t.file.file_path for t in table.scan(one_of("object_id", objects["object_id"].to_list())).plan_files()]
+    files = [f.file_path for f in files_where(table, one_of("object_id", objects["object_id"].to_list()))]
     if not files:
         return pl.DataFrame(schema=VALUES)
     with connect(lake.settings) as connection:
@@ -164,7 +165,7 @@ def held_since(lake: Lake, objects: pl.DataFrame) -> pl.DataFrame:
     if not lake.exists(VERSIONS) or objects.is_empty():
         return nothing
     table = lake.load(VERSIONS)
-    files = [t.file.file_path for t in table.scan(one_of("object_id", objects["object_id"].to_list())).plan_files()]
+    files = [f.file_path for f in files_where(table, one_of("object_id", objects["object_id"].to_list()))]
     if not files:
         return nothing
     with connect(lake.settings) as connection:
@@ -246,7 +247,7 @@ def held_objects(lake: Lake, account: str, livemode: bool, object_type: str) -> 
     if not lake.exists(VERSIONS):
         return {}
     table = lake.load(VERSIONS)
-    files = [t.file.file_path for t in table.scan(equal("object_type", object_type)).plan_files()]
+    files = [f.file_path for f in files_where(table, equal("object_type", object_type))]
     if not files:
         return {}
     with connect(lake.settings) as connection:

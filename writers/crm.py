@@ -29,6 +29,7 @@ from lakehouse.append import append_rows
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.errors import ChecksFailed, Terminal, UsageError
 from lakehouse.lake import Lake
+from lakehouse.live import files_where
 from lakehouse.positions import NUMBERED_HERE, vector_of
 from lakehouse.queries import connect, files_sql, quote
 from writers.crm_source import MAPPING, MOMENT, Crm, CrmTable, load_crm, read_table
@@ -116,7 +117,7 @@ def files_since(files: Sequence[Recorded], since: datetime) -> list[str]:
 
 
 def _recorded(table: IcebergTable) -> list[Recorded]:
-    return [_statistics(table, task.file) for task in table.scan().plan_files()]
+    return [_statistics(table, file) for file in files_where(table)]
 
 
 def _statistics(table: IcebergTable, file: DataFile) -> Recorded:

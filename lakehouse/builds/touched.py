@@ -9,6 +9,7 @@ from pyiceberg.transforms import BucketTransform
 from pyiceberg.types import StringType
 
 from lakehouse.heads import heads_as_versions, split_keys
+from lakehouse.live import files_where
 from lakehouse.plans import Plan, count_rows, live_files
 from lakehouse.positions import Vector
 from lakehouse.predicates import all_of, one_of
@@ -69,7 +70,7 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__k
     # the driver is restricted by the columns it is matched on, any other input by the key columns it has
     matched = build.by if name == build.driver else {c: c for c in build.by if c in columns}
     wanted = all_of(one_of(source, keys.column(key).unique().to_pylist()) for key, source in matched.items())
-    files = [t.file.file_path for t in table.scan(wanted, snapshot_id=snapshot).plan_files()] if snapshot else []
+    files = [f.file_path for f in files_where(table, wanted, snapshot)]
     if not files:
         bind_table(plan.connection, name, table, None)
         return

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.manifest import DataFile, ManifestEntryStatus
+from pyiceberg.manifest import DataFile, DataFileContent, ManifestEntryStatus
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table, Transaction
@@ -24,7 +24,10 @@ from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType, NestedField, TimestamptzType
 
 from lakehouse.declarations import Build, Declaration
+from lakehouse.errors import Replan, Terminal
 from lakehouse.lake import TABLE_PROPERTIES
+from lakehouse.live import files_where
+from lakehouse.predicates import at_least, equal, one_of
 from lakehouse.snapshots import OneSnapshot
 from lakehouse.staging import stage
 
@@ -150,6 +153,31 @@ def test_the_trap_an_overwrite_carries_manifests_of_removed_files_along(table: T
     snapshot = table.current_snapshot()
     assert snapshot is not None
     assert len(snapshot.manifests(table.io)) == 4  # one file is live
+
+
+def test_files_are_found_as_by_the_library(table: Table) -> None:
+    """lakehouse.live takes the library's planner and leaves out what only its reader needs."""
+    for i in range(3):
+        table.append(rows(10 * i, 10 * i + 1))
+    before = table.current_snapshot()
+    assert before is not None
+    table.append(rows(40))
+    for where, count in ((equal("offset", 11), 1), (at_least("offset", 10), 3), (one_of("offset", []), 0)):
+        found = [f.file_path for f in files_where(table, where)]
+        assert found == [t.file.file_path for t in table.scan(where).plan_files()]
+        assert len(found) == count
+    assert len(files_where(table)) == 4
+    assert len(files_where(table, snapshot_id=before.snapshot_id)) == 3
+    assert files_where(table, snapshot_id=None) == []
+    with pytest.raises(Replan, match="has expired"):
+        files_where(table, snapshot_id=7)
+
+
+def test_files_with_deletes_beside_them_are_refused(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.append(rows(1))
+    monkeypatch.setattr(DataFile, "content", property(lambda _: DataFileContent.POSITION_DELETES))
+    with pytest.raises(Terminal, match="delete files"):
+        files_where(table)
 
 
 def test_the_trap_a_transaction_copies_all_metadata_each_time_it_is_asked(table: Table) -> None:
