@@ -10,13 +10,13 @@ from datetime import datetime
 
 import polars as pl
 import pyarrow as pa
-from pyiceberg.expressions import BooleanExpression
+from pyiceberg.expressions import BooleanExpression, Not
 
 from lakehouse.commit import Change, commit, scope_of
 from lakehouse.errors import Replan
 from lakehouse.lake import Lake
 from lakehouse.live import files_where
-from lakehouse.predicates import all_of, at_least, at_most, below, equal
+from lakehouse.predicates import all_of, at_least, at_most, below, equal, is_null
 from lakehouse.queries import connect, files_sql
 from lakehouse.staging import stage
 
@@ -65,6 +65,34 @@ def open_letters(
     return pl.DataFrame(found).filter(pl.col("resolved_at").is_null()).select(columns)
 
 
+def take_up(lake: Lake, consumer: str, replayed: pl.DataFrame, at: datetime) -> None:
+    """Write down, before any row lands, that a replay takes up these letters (KEY without consumer) at `at`.
+
+    A replay that died and is run again keeps the first time: its rows may have landed under it.
+    """
+    _rewrite(lake, consumer, replayed.select(KEY[1:]), TAKEN_UP, at)
+
+
+def understood(lake: Lake, consumer: str) -> pa.Table:
+    """When a replay took up each letter that it resolved, or has not ended: topic, partition, offset, understood_at."""
+    names = [*KEY[1:], "taken_up_at", "resolved_at"]
+    wanted = all_of((equal("consumer", consumer), Not(is_null("taken_up_at"))))
+    if not lake.exists(TABLE):
+        none = [("topic", pa.string()), ("partition", pa.int32()), ("offset", pa.int64())]
+        return pa.schema([*none, ("understood_at", pa.timestamp("us", "UTC"))]).empty_table()
+    found = lake.open_for_write(TABLE).scan(wanted, selected_fields=tuple(names)).to_arrow()
+    return found.select(names[:4]).rename_columns([*KEY[1:], "understood_at"])
+
+
+def replaying_since(lake: Lake) -> datetime | None:
+    """When the first replay began that has not ended; None if none is under way."""
+    if not lake.exists(TABLE):
+        return None
+    wanted = all_of((Not(is_null("taken_up_at")), is_null("resolved_at")))
+    found = lake.open_for_write(TABLE).scan(wanted, selected_fields=("taken_up_at", "resolved_at")).to_arrow()
+    return min(found.column("taken_up_at").to_pylist(), default=None)
+
+
 def settle(lake: Lake, consumer: str, replayed: pl.DataFrame, refused: pl.DataFrame, at: datetime) -> None:
     """Write down what a replay found: letters of `replayed` (KEY without consumer) are resolved, those in `refused` stay open.
 
@@ -73,11 +101,15 @@ def settle(lake: Lake, consumer: str, replayed: pl.DataFrame, refused: pl.DataFr
     """
     coordinates = KEY[1:]
     found = replayed.select(coordinates).join(refused.select(*coordinates, "reason", "detail"), on=coordinates, how="left")
+    _rewrite(lake, consumer, found, SETTLED, at)
+
+
+def _rewrite(lake: Lake, consumer: str, found: pl.DataFrame, sql: str, at: datetime) -> None:
     offsets = found["offset"].to_list()
     held = all_of((equal("consumer", consumer), at_least("offset", min(offsets)), at_most("offset", max(offsets))))
     for _ in range(MAX_PLANS):
         try:
-            _settle_once(lake, consumer, found, held, at)
+            _rewrite_once(lake, consumer, found, held, sql, at)
         except Replan:  # another job wrote dead letters of the same days
             continue
         return
@@ -90,6 +122,7 @@ SELECT
     l.* EXCLUDE (filename) REPLACE (
         coalesce(f.reason, l.reason) AS reason,
         CASE WHEN f.reason IS NULL THEN l.detail ELSE f.detail END AS detail,
+        CASE WHEN f.reason IS NULL THEN l.taken_up_at END AS taken_up_at,
         CASE WHEN f.topic IS NULL THEN l.replayed_at ELSE $at END AS replayed_at,
         CASE WHEN f.topic IS NOT NULL AND f.reason IS NULL THEN coalesce(l.resolved_at, $at) ELSE l.resolved_at END AS resolved_at
     )
@@ -99,7 +132,18 @@ LEFT JOIN __found AS f
 """
 
 
-def _settle_once(lake: Lake, consumer: str, found: pl.DataFrame, held: BooleanExpression, at: datetime) -> None:
+TAKEN_UP = """
+SELECT
+    l.* EXCLUDE (filename) REPLACE (
+        CASE WHEN f.topic IS NULL THEN l.taken_up_at ELSE coalesce(l.taken_up_at, $at) END AS taken_up_at
+    )
+FROM {letters} AS l
+LEFT JOIN __found AS f
+    ON l.consumer = $consumer AND f.topic = l.topic AND f.partition = l.partition AND f."offset" = l."offset"
+"""
+
+
+def _rewrite_once(lake: Lake, consumer: str, found: pl.DataFrame, held: BooleanExpression, sql: str, at: datetime) -> None:
     table = lake.open_for_write(TABLE)
     base = table.current_snapshot()
     files = files_where(table, held)
@@ -108,7 +152,7 @@ def _settle_once(lake: Lake, consumer: str, found: pl.DataFrame, held: BooleanEx
     with connect(lake.settings) as connection:
         connection.register("__found", found.to_arrow())
         letters = files_sql(table, (f.file_path for f in files))
-        rows = connection.execute(SETTLED.format(letters=letters), {"at": at, "consumer": consumer}).to_arrow_table()
+        rows = connection.execute(sql.format(letters=letters), {"at": at, "consumer": consumer}).to_arrow_table()
     add = stage(table, lake.declaration(TABLE), rows)
     commit(
         table,

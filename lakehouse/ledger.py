@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from lakehouse.coordinates import ranges_sql
+from lakehouse.dead_letters import replaying_since
 from lakehouse.declarations import load_reference
 from lakehouse.errors import Terminal, UsageError
 from lakehouse.lake import Lake
@@ -123,7 +124,10 @@ def known_until(lake: Lake, rule: Rule) -> datetime | None:
             ).fetchall():
                 latest[topic, partition] = received_at.astimezone(UTC)
     # a partition of which raw holds nothing any more was quiet for longer than raw is kept
-    return min(latest.values()) - timedelta(seconds=rule.settle_seconds) if latest else None
+    known = min(latest.values()) - timedelta(seconds=rule.settle_seconds) if latest else None
+    # what a replay that has not ended brings is recorded when it began
+    replaying = replaying_since(lake)
+    return min(known, replaying - timedelta(microseconds=1)) if known and replaying else known
 
 
 READ = """

@@ -1,9 +1,9 @@
 """Replay: give dead letters to their transform again, after it was fixed. What it can use now lands; the rest stays a letter.
 
-A record is read from raw by its coordinates, so nothing is fetched, produced or received again, and its first receipt stays
-what it was. Its rows land through the same transform and the same commit path; then each table below takes up the same
-coordinates, because they lie under positions that it has passed. Letters are closed last: a replay that dies half way is
-simply run again, and what had landed is found to be there.
+A record is read from raw by its coordinates, so nothing is fetched, produced or received again. It is known from the replay on
+(`taken_up_at` of its letter), not from its receipt: what was known before stays as it was. Its rows land through the same
+transform and the same commit path; then each table below takes up the same coordinates, because they lie under positions that
+it has passed. Letters are closed last: a replay that dies half way is simply run again, and what had landed is found to be there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from lakehouse.coordinates import coordinates_sql
-from lakehouse.dead_letters import KEY, open_letters, settle
+from lakehouse.dead_letters import KEY, open_letters, settle, take_up
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake
 from lakehouse.queries import connect
@@ -69,6 +69,7 @@ def replay(
         present = _present(lake, source, part.select(COORDINATES).to_arrow())
         gone += part.height - present.num_rows
         if present.num_rows:
+            take_up(lake, name, pl.DataFrame(present), datetime.now(UTC))
             still = _replay_part(lake, name, below, present, transforms)
             for why, count in still.group_by("reason").len().iter_rows():
                 refused[why] = refused.get(why, 0) + count

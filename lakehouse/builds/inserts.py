@@ -10,6 +10,7 @@ from pyiceberg.manifest import DataFile
 
 from lakehouse.commit import scope_of
 from lakehouse.copies import conflict_letters, first_copies
+from lakehouse.dead_letters import understood
 from lakehouse.heads import heads_sql
 from lakehouse.plans import Plan, Staged, count_rows, live_files, other_rows, stage_with
 from lakehouse.predicates import one_of
@@ -18,11 +19,16 @@ from lakehouse.staging import conform
 
 
 def insert(plan: Plan) -> Staged:
-    """Insert the rows whose primary key is not in the table yet; look only into the partitions the new rows fall in."""
+    """Insert the rows whose primary key is not in the table yet; look only into the partitions the new rows fall in.
+
+    The driver's rows carry `understood_at`: when a replay took up the record, NULL for one that never was a dead letter.
+    """
     driver = plan.declared.build.driver
     assert driver
     connection = plan.connection
-    bind_sql(connection, driver, plan.new_rows_sql(driver))
+    connection.register("__understood", understood(plan.lake, plan.declared.table))
+    new_rows = f'{plan.new_rows_sql(driver)} LEFT JOIN __understood USING (topic, partition, "offset")'
+    bind_sql(connection, driver, f"(SELECT * FROM {new_rows})")
     plan.bind(n for n in plan.transform.inputs if n != driver)
     built = plan.transform.build(plan.inputs())
     rejected = plan.reject(built.rejected)

@@ -13,6 +13,7 @@ import pytest
 import lakehouse.replay
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.ledger import read
 from lakehouse.replay import replay
 from lakehouse.runner import run
 from lakehouse.settings import ROOT, Settings
@@ -71,7 +72,52 @@ def feed(lake: Lake) -> None:
 
 
 def content(lake: Lake) -> dict[str, Any]:
-    return {name: rows(lake, f"SELECT * FROM {name} ORDER BY ALL") for name in TABLES}
+    found = {name: rows(lake, f"SELECT * FROM {name} ORDER BY ALL") for name in TABLES}
+    # what was understood later is known later
+    return {name: [{k: v for k, v in r.items() if k != "recorded_at"} for r in table] for name, table in found.items()}
+
+
+def test_a_replay_moves_no_closed_day_and_nothing_that_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that does not understand a charge is mended in a later month; a replay that dies keeps the time at which it began."""
+    code = tmp_path / "old"
+    for folder in ("catalog", "transforms"):
+        shutil.copytree(ROOT / folder, code / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    path = code / "transforms" / "billing" / "event_versions.py"
+    odd = "        WHEN (state ->> '$.amount_minor') = '400' THEN 'not_understood'\n"
+    before = "        WHEN object_type = 'subscription' AND (state"
+    path.write_text(path.read_text("utf-8").replace(before, odd + before, 1), "utf-8")
+    sales = [("evt_1", "2026-01-10", 1000), ("evt_2", "2026-01-11", 400), ("evt_3", "2026-03-20", 70)]
+    feed_stripe(
+        make(tmp_path / "home"),
+        *(
+            {"id": i, "type": "charge.succeeded", "at": f"{d}T10:00:00Z", "charge": {"id": f"ch_{i}", "amount": a}}
+            for i, d, a in sales
+        ),
+    )
+    tables = ("billing.event_versions", "billing.revenue_ledger")
+    run(make(tmp_path / "home", code), tables)
+    lake = make(tmp_path / "home")
+
+    def january() -> list[Any]:
+        at = datetime(2026, 3, 1, tzinfo=UTC)
+        booked = read(lake, "booked", basis="cash", month=(2026, 1), grain="day")["rows"]
+        return [booked, *(read(lake, r, basis="cash", at=at)["rows"] for r in ("booked", "as-known"))]
+
+    told = january()
+    assert [r["amount_minor"] for r in told[0]] == [1000]
+    assert told[0][0]["closed"]
+    began = datetime.now(UTC)
+    with monkeypatch.context() as patch:
+        patch.setattr(lakehouse.replay, "settle", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            replay(lake, "billing.event_versions")
+    landed = rows(lake, "SELECT recorded_at, posting_date FROM billing.revenue_ledger WHERE amount_minor = 400")
+    assert began <= landed[0]["recorded_at"] <= datetime.now(UTC)
+    assert january() == told
+    assert replay(lake, "billing.event_versions").resolved == 1
+    assert rows(lake, "SELECT recorded_at, posting_date FROM billing.revenue_ledger WHERE amount_minor = 400") == landed
+    assert rows(lake, "SELECT taken_up_at AS at FROM ops.dead_letters") == [{"at": landed[0]["recorded_at"]}]
+    assert january() == told
 
 
 def test_a_replay_gives_what_the_fixed_code_would_have_given_at_once(tmp_path: Path, fixed: Path) -> None:

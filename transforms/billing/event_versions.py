@@ -39,7 +39,7 @@ PARSED = f"""
 CREATE OR REPLACE TEMP TABLE parsed AS
 WITH decoded AS (
     SELECT
-        topic, partition, "offset", received_at, source, {payload_text()} AS body,
+        topic, partition, "offset", received_at, {{recorded}} AS recorded_at, source, {payload_text()} AS body,
         try(decode(list_filter(headers, lambda x: lower(x.key) = 'date')[-1].value)) AS date
     FROM raw.stripe_events
 ),
@@ -87,7 +87,7 @@ objects AS (
     FROM ({{nested}}) WHERE (inner_object ->> '$.id') IS NOT NULL
 )
 SELECT
-    topic, partition, "offset", received_at, source, nested, whole, body,
+    topic, partition, "offset", received_at, recorded_at, source, nested, whole, body,
     f[1] AS event_id, f[2] AS event_type, try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) AS created_at, f[4] AS api_version,
     coalesce(f[5], 'platform') AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode,
     coalesce({{kept_as}}[f[7]], f[7]) AS object_type, f[8] AS object_id,
@@ -120,7 +120,7 @@ FROM ({per_type})
 VERSIONS = """
 SELECT
     account, livemode, event_id, event_type, object_type, object_id, state ->> '$.customer_id' AS customer_id, created_at,
-    api_version, source, nested, deleted, rank, state, previous, extra, received_at AS recorded_at, topic, partition, "offset"
+    api_version, source, nested, deleted, rank, state, previous, extra, recorded_at, topic, partition, "offset"
 FROM normalised
 WHERE reason IS NULL
 """
@@ -145,8 +145,11 @@ def build(inputs: Inputs) -> Built:
     reference = inputs.reference("stripe_objects")
     connection = inputs.connection
     kept_as = "MAP {" + ", ".join(f"{text(k)}: {text(v)}" for k, v in object_types(reference).items()) + "}"
+    # what was a dead letter is known from its replay on
+    given = connection.execute("SELECT * FROM raw.stripe_events LIMIT 0").to_arrow_table().column_names
+    recorded = "greatest(received_at, understood_at)" if "understood_at" in given else "received_at"
     connection.execute(
-        PARSED.format(nested=nested_sql(reference), kept_as=kept_as),
+        PARSED.format(nested=nested_sql(reference), kept_as=kept_as, recorded=recorded),
         {"plan_products": [row["product_id"] for row in inputs.reference("plans")]},
     )
     per_type = " UNION ALL ".join(normalise_sql(name, spec) for name, spec in shapes(reference).items())
