@@ -124,7 +124,7 @@ def describe(lake: Lake, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"table": name, "declaration": msgspec.to_builtins(declared), "exists": lake.exists(name)}
     found["declaration"]["path"] = _relative(declared.path)
     if not found["exists"]:
-        return found
+        return found | {"snapshots": []}
     table = lake.load(name)
     snapshots = history(table)
     summary: dict[str, str] = dict(snapshots[0].summary.additional_properties) if snapshots and snapshots[0].summary else {}

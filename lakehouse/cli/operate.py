@@ -167,7 +167,7 @@ def _tell_demo(lake: Lake, played: dict[str, Any], verdict: dict[str, Any], seco
         )
     else:
         out.print("This world was played before: nothing was sent, and nothing changed.")
-    counts = [(name, describe_rows(lake, name)) for name in lake.declarations]
+    counts = [(name, describe_rows(lake, name)) for name in lake.existing()]
     print_rows(["table", "rows"], counts, title="the lake")
     out.print()
     _tell_verdict(verdict)
@@ -185,10 +185,8 @@ def command() -> str:
     return str(called.relative_to(Path.cwd())) if called.is_relative_to(Path.cwd()) else str(called)
 
 
-def describe_rows(lake: Lake, name: str) -> int | None:
-    """Rows of a table by its newest snapshot; None if it does not exist."""
-    if not lake.exists(name):
-        return None
+def describe_rows(lake: Lake, name: str) -> int:
+    """Rows of a table by its newest snapshot."""
     current = lake.load(name).current_snapshot()
     return int(current.summary.additional_properties.get("total-records", "0")) if current and current.summary else 0
 
