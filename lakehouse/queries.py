@@ -164,6 +164,15 @@ def text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+def epoch_time(value: str) -> str:
+    """SQL: the time of `value` (SQL of text) as seconds since 1970; NULL if it is no number, or outside the years 1 to 9999.
+
+    Python and Arrow hold no other years: one such value in a batch would be an error where somebody reads it.
+    """
+    seconds = f"TRY_CAST({value} AS BIGINT)"
+    return f"CASE WHEN {seconds} BETWEEN -62135596800 AND 253402300799 THEN to_timestamp({seconds}) END"
+
+
 def quote(name: str) -> str:
     """`layer.table` as a quoted SQL identifier."""
     return ".".join(f'"{part}"' for part in name.split("."))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from lakehouse.queries import epoch_time
+
 Columns: TypeAlias = Mapping[str, Sequence[str]]
 """{column: [type, path, path, ...]}."""
 
@@ -16,7 +18,7 @@ SQL_TYPES = {
     "text": "CAST({} ->> '$' AS VARCHAR)",
     "long": "TRY_CAST({} ->> '$' AS BIGINT)",
     "bool": "TRY_CAST({} ->> '$' AS BOOLEAN)",
-    "time": "try(to_timestamp(TRY_CAST({} ->> '$' AS BIGINT)))",
+    "time": epoch_time("{0} ->> '$'"),
     "json": "nullif(CAST({} AS VARCHAR), 'null')",
 }
 """How a normalised JSON value (SQL NULL: not carried; JSON null: NULL) becomes a typed one."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 
+from lakehouse.queries import epoch_time
+
 
 def _date(time: str) -> str:
-    """SQL: a time, NULL outside the years 1 to 9999 (`created` in milliseconds, `infinity`): no reader could hold that."""
+    """SQL: a time, NULL outside the years 1 to 9999 (`infinity`): no reader could hold that."""
     return f"CASE WHEN {time} BETWEEN TIMESTAMPTZ '0001-01-01' AND TIMESTAMPTZ '9999-12-31 23:59:59' THEN {time} END"
 
 
@@ -18,7 +20,7 @@ SELECT
     -- a record that did not come through our receiver may say nothing: then it was received by now
     coalesce({_date("TRY_CAST(h_received_at AS TIMESTAMPTZ)")}, kafka_timestamp, now()) AS received_at,
     CASE WHEN h_source IN ('webhook', 'events_api', 'api_snapshot') THEN h_source END AS source,
-    f[1] AS event_id, f[2] AS event_type, {_date("try(to_timestamp(TRY_CAST(f[3] AS BIGINT)))")} AS created_at,
+    f[1] AS event_id, f[2] AS event_type, {epoch_time("f[3]")} AS created_at,
     f[4] AS api_version, f[5] AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode
 FROM (
     SELECT

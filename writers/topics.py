@@ -62,6 +62,8 @@ def describe(admin: AdminClient, bootstrap: str, topic: str) -> tuple[str, list[
             raise Terminal(
                 f"Kafka at {bootstrap} has no topic {topic!r}; create it, or set LAKEHOUSE_PRODUCT_TOPIC / _STRIPE_TOPIC"
             ) from None
+        if error.args[0].code() in FORBIDDEN:
+            raise Terminal(f"Kafka at {bootstrap} does not let this user see topic {topic!r}: {error.args[0].str()}") from None
         raise Retryable(f"no Kafka broker answers at {bootstrap}: {error.args[0].str()}") from None
     return f"{cluster}/{found.topic_id}", [p.id for p in found.partitions]
 

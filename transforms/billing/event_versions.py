@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from lakehouse.copies import conflict_letters, first_copies
 from lakehouse.payloads import payload_text
-from lakehouse.queries import text
+from lakehouse.queries import epoch_time, text
 from lakehouse.transforms import Built, Inputs
 from transforms.stripe_shapes import nested_sql, normalise_sql, object_types, shapes
 
@@ -88,7 +88,7 @@ objects AS (
 )
 SELECT
     topic, partition, "offset", received_at, recorded_at, source, nested, whole, body,
-    f[1] AS event_id, f[2] AS event_type, try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) AS created_at, f[4] AS api_version,
+    f[1] AS event_id, f[2] AS event_type, {epoch_time("f[3]")} AS created_at, f[4] AS api_version,
     coalesce(f[5], 'platform') AS account, TRY_CAST(f[6] AS BOOLEAN) AS livemode,
     coalesce({{kept_as}}[f[7]], f[7]) AS object_type, f[8] AS object_id,
     CASE
@@ -96,10 +96,10 @@ SELECT
         -- a preview: by design it has no id, and nothing came to be
         WHEN f[2] = 'invoice.upcoming' OR {{kept_as}}[f[7]] IS NULL THEN 'ignored'
         WHEN f[1] IS NULL OR f[2] IS NULL OR f[8] IS NULL
-            OR try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) IS NULL OR TRY_CAST(f[6] AS BOOLEAN) IS NULL
+            OR {epoch_time("f[3]")} IS NULL OR TRY_CAST(f[6] AS BOOLEAN) IS NULL
             THEN 'incomplete_event'
         -- a clock that far ahead would put the event behind all others of its object for a long time
-        WHEN try(to_timestamp(TRY_CAST(f[3] AS BIGINT))) > received_at + INTERVAL 1 DAY THEN 'created_in_the_future'
+        WHEN {epoch_time("f[3]")} > received_at + INTERVAL 1 DAY THEN 'created_in_the_future'
     END AS reason
 FROM objects
 """

@@ -21,7 +21,7 @@ from lakehouse.coordinates import ranges_sql
 from lakehouse.ledger import STEP, fold
 from lakehouse.plans import Plan, Staged, live_files
 from lakehouse.predicates import at_least
-from lakehouse.queries import bind_sql, files_sql, path_for_duckdb
+from lakehouse.queries import bind_sql, epoch_time, files_sql, path_for_duckdb
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs
 
@@ -65,7 +65,7 @@ LEFT JOIN parents AS g
 def _facts_sql() -> str:
     columns = [f"state ->> '$.{c}' AS {c}" for c in TEXTS]
     columns += [f"TRY_CAST(state ->> '$.{c}' AS BIGINT) AS {c}" for c in NUMBERS]
-    columns += [f"to_timestamp(TRY_CAST(state ->> '$.{c}' AS BIGINT)) AS {'made_at' if c == 'created' else c}" for c in TIMES]
+    columns += [epoch_time(f"state ->> '$.{c}'") + f" AS {'made_at' if c == 'created' else c}" for c in TIMES]
     return f"""
     CREATE OR REPLACE TEMP TABLE facts AS
     SELECT
