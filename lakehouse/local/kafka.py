@@ -31,6 +31,7 @@ POM = Path(__file__).with_name("kafka.pom.xml")
 VERSION = str(ET.parse(POM).findtext("{*}version"))  # noqa: S314 - a file of this package
 START_TIMEOUT_SECONDS = 60.0  # two seconds on an idle machine
 STOP_TIMEOUT_SECONDS = 15.0
+COORDINATOR_SECONDS = 8.0
 FETCH_TIMEOUT_SECONDS = 300.0
 
 # What differs from Kafka's defaults, and why.
@@ -211,13 +212,16 @@ class KafkaBroker:
         """
         # by a consumer: where the answer is an error, AdminClient.list_consumer_group_offsets of confluent-kafka 2.16 crashes
         probe = Consumer({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, "group.id": "probe"})
+        deadline = time.monotonic() + COORDINATOR_SECONDS
         try:
-            probe.committed([TopicPartition("probe", 0)], timeout=10.0)
-        except KafkaException:
+            while time.monotonic() < deadline:  # one that is only loading its log, or makes its topic, is well soon
+                with contextlib.suppress(KafkaException):
+                    probe.committed([TopicPartition("probe", 0)], timeout=2.0)
+                    return True
+                time.sleep(0.2)
             return False
         finally:
             probe.close()
-        return True
 
     def pause(self) -> None:
         """SIGSTOP: it holds its connections and answers nothing, until `resume`."""

@@ -111,12 +111,19 @@ class SeaweedFS:
             "-s3.port.lance=0",
             "-s3.autoCreateBucket=false",  # as S3 does
             "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=32",
             # given even if empty: left out, the value of an environment variable would count
             f"-bucket={','.join(self._buckets)}",
             f"-tableBucket={','.join(self._table_buckets)}",
             *(f"-{name}={port}" for name, port in self._ports.items()),
         ]
-        self._child.launch(command, {"HOME": str(self._folder), "GOMEMLIMIT": "512MiB"}, self._folder)
+        environment = {
+            "HOME": str(self._folder),
+            "GOMEMLIMIT": "512MiB",
+            # Each bucket takes as many volumes at once, 7 by default, of some 600 that a disk with 75 GB free is divided into.
+            "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+        }
+        self._child.launch(command, environment, self._folder)
 
     def wait_until_ready(self) -> None:
         """Wait until both APIs do real work: both ports answer a moment before that.

@@ -122,7 +122,7 @@ def test_a_taken_port_is_refused_by_name(kafka: KafkaBroker, tmp_path: Path) -> 
 def test_a_node_that_cannot_start_says_why(node: KafkaBroker, tmp_path: Path) -> None:
     (tmp_path / "kafka" / "data").mkdir(parents=True)
     (tmp_path / "kafka" / "data" / "meta.properties").write_text("version=1\nnode.id=7\ncluster.id=x\n")
-    with pytest.raises(Terminal, match=r"ended \(exit code 1\)(.|\n)*node.id"):
+    with pytest.raises(Terminal, match=r"ended at once \(exit code 1\)(.|\n)*node.id"):
         node.start()
 
 
