@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,7 +141,9 @@ def stripe_api(
     world = load_settings().home / "world"
     if not (world / "journal.json").exists():
         raise UsageError("no world was played here whose Stripe account could be served; play one: lakehouse demo")
-    with parts.simulator().stripe_api(world, port=port, rate_per_second=rate, drop=drop, fail=fail, delay=delay) as (url, key):
+    served = parts.simulator().stripe_api(world, port=port, rate_per_second=rate, drop=drop, fail=fail, delay=delay)
+    # around all of it: who reads the address may stop us before the next line
+    with contextlib.suppress(KeyboardInterrupt), served as (url, key):
         out.print(f"export LAKEHOUSE_STRIPE_API_BASE={escape(url)} LAKEHOUSE_STRIPE_API_KEY={key}", soft_wrap=True)
         out.print("Ctrl-C stops.")
         until_stopped()
