@@ -21,7 +21,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(STAMP) ## play a company into the lake and compare with the truth (about a minute)
+demo: $(STAMP) ## play a company into the lake and compare with the truth (a minute or two)
 	@$(BIN)/lakehouse demo
 
 test: $(STAMP) ## all tests (on Apache Kafka too, where Java is there and Maven reaches a repository)
