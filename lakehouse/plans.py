@@ -125,3 +125,8 @@ def stage_with(plan: Plan, rows: pa.Table, kept: pa.Table | None) -> list[DataFi
 def count_rows(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
     """How many rows a relation has."""
     return int(connection.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
+
+
+def frame(connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, object] | None = None) -> pl.DataFrame:
+    """The rows of a query as a frame."""
+    return pl.DataFrame(connection.execute(sql, parameters).to_arrow_table())
