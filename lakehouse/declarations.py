@@ -83,6 +83,13 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time: str | None = None
 
 
+class Awaited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A raw table whose records a day waits for, and for how many hours after its end (lakehouse/completeness.py)."""
+
+    clock: str
+    after_hours: int
+
+
 class KeepSnapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which snapshots of `main` stay when maintenance expires the others.
 
@@ -96,7 +103,11 @@ class KeepSnapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One table, whole. row_group_rows: small groups let a few keys be found in a large sorted file by statistics."""
+    """One table, whole.
+
+    row_group_rows: small groups let a few keys be found in a large sorted file by statistics. complete: what a day of the table
+    waits for; its SQL is then given `$complete_until`, the last complete day.
+    """
 
     table: str
     doc: str
@@ -111,6 +122,7 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention_days: int | None = None
     snapshots: KeepSnapshots | None = None
     freshness_minutes: int | None = None
+    complete: list[Awaited] = []
     checks: list[Check] = []
     path: str = ""
 

@@ -7,6 +7,8 @@ history call this.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import date
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,14 +18,20 @@ from lakehouse.queries import bind_arrow, connect
 from lakehouse.settings import Settings
 from lakehouse.transforms import Built, Inputs, load_transforms
 
+PARAMETERS = {"complete_until": date(9999, 1, 1)}
+"""What is known of tables that are given whole: every day is complete."""
 
-def build_tables(settings: Settings, given: Mapping[str, pa.Table], wanted: Iterable[str]) -> dict[str, Built]:
+
+def build_tables(
+    settings: Settings, given: Mapping[str, pa.Table], wanted: Iterable[str], parameters: Mapping[str, Any] = PARAMETERS
+) -> dict[str, Built]:
     """Build tables from tables that are given; what lies between is built on the way, each once.
 
     Args:
         settings: where declarations and transforms are, and what DuckDB may use.
         given: {"layer.table": rows}, with the columns that the transforms read; never changed.
         wanted: the tables to build, e.g. "billing.subscriptions".
+        parameters: what the SQL files name besides tables (`$complete_until`).
 
     Returns:
         {"layer.table": rows and rejected records} of the tables wanted. Whole tables: what the jobs hold after they have seen
@@ -45,7 +53,7 @@ def build_tables(settings: Settings, given: Mapping[str, pa.Table], wanted: Iter
             with connect(settings) as connection:
                 for source in transforms[name].inputs:
                     bind_arrow(connection, source, rows_of(source))
-                built[name] = transforms[name].build(Inputs(connection, settings.catalog_dir))
+                built[name] = transforms[name].build(Inputs(connection, settings.catalog_dir, parameters))
         return built[name].rows
 
     for name in (wanted := list(wanted)):

@@ -19,12 +19,12 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from lakehouse.coordinates import ranges_sql
+from lakehouse.completeness import received_until
 from lakehouse.dead_letters import replaying_since
 from lakehouse.declarations import load_reference
 from lakehouse.errors import Terminal, UsageError
 from lakehouse.lake import Lake
-from lakehouse.queries import connect, query
+from lakehouse.queries import query
 
 STEP, REVERSES = "step", "reverses_step"
 
@@ -76,8 +76,6 @@ def fold(
 Reading = Literal["booked", "restated", "as-known"]
 Grain = Literal["day", "month", "type"]
 
-LOOKED_BACK = 10_000  # offsets below a position among which its last record is looked for first
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -103,28 +101,11 @@ def ledger_rule(lake: Lake) -> Rule:
 def known_until(lake: Lake, rule: Rule) -> datetime | None:
     """Up to when the books know everything that was received: no entry recorded before can still come. None: they are empty.
 
-    It is the least, over the partitions of the clock's topic, of the last receipt below the ledger's position, less the time
-    that a record may take from receipt to its topic. So a partition that brings nothing holds it back: that is the honest answer.
+    lakehouse/completeness.py says how far that is; what a replay that has not ended brings holds it back too.
     """
     if not lake.exists(rule.table):
         return None
-    clock = lake.load(rule.clock)
-    current = clock.current_snapshot()
-    own = lake.vector(rule.clock)
-    reached = {k: v for k, v in lake.vector(rule.table).items() if k in own and v > 0}
-    latest: dict[tuple[str, int], datetime] = {}
-    with connect(lake.settings) as connection:
-        for start in (LOOKED_BACK, None):
-            ranges = {k: (0 if start is None else max(0, v - start), v) for k, v in reached.items() if k not in latest}
-            if not ranges:
-                break
-            rows = ranges_sql(clock, current.snapshot_id if current else None, ranges)
-            for topic, partition, received_at in connection.execute(
-                f"SELECT topic, partition, max(received_at) FROM {rows} GROUP BY topic, partition"
-            ).fetchall():
-                latest[topic, partition] = received_at.astimezone(UTC)
-    # a partition of which raw holds nothing any more was quiet for longer than raw is kept
-    known = min(latest.values()) - timedelta(seconds=rule.settle_seconds) if latest else None
+    known = received_until(lake, rule.clock, lake.vector(rule.table), rule.settle_seconds)
     # what a replay that has not ended brings is recorded when it began
     replaying = replaying_since(lake)
     return min(known, replaying - timedelta(microseconds=1)) if known and replaying else known

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 import duckdb
 import polars as pl
@@ -16,6 +17,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from lakehouse.commit import Scope
+from lakehouse.completeness import completeness
 from lakehouse.coordinates import coordinates_sql, ranges_sql
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
@@ -47,7 +49,13 @@ class Plan:
 
     def inputs(self) -> Inputs:
         """The inputs as the transform sees them."""
-        return Inputs(self.connection, self.lake.settings.catalog_dir)
+        known = {"complete_until": self.complete_until} if "complete_until" in self.transform.parameters else {}
+        return Inputs(self.connection, self.lake.settings.catalog_dir, known)
+
+    @property
+    def complete_until(self) -> date:
+        """The last complete day once the table has reached the positions of this plan."""
+        return completeness(self.lake, self.declared, self.reached).until
 
     def bind(self, names: Iterable[str]) -> None:
         """Bind input tables, at the cut, to their names."""

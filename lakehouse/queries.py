@@ -234,6 +234,11 @@ def tables_read(sql: str) -> tuple[str, ...]:
     return tuple(sorted({f"{t.db}.{t.name}".lower() for t in tree.find_all(exp.Table) if t.db}))
 
 
+def parameters_of(sql: str) -> tuple[str, ...]:
+    """The named parameters (`$name`) of a query."""
+    return tuple(sorted({p.name for p in sqlglot.parse_one(sql, dialect="duckdb").find_all(exp.Placeholder)}))
+
+
 def query(lake: Lake, sql: str, as_of: datetime | int | None = None, parameters: Mapping[str, Any] | None = None) -> pa.Table:
     """Run one query over the lake and return its rows.
 

@@ -6,7 +6,7 @@ import graphlib
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from lakehouse.declarations import Declaration, load_reference
 from lakehouse.errors import DeclarationError
-from lakehouse.queries import bind_arrow, tables_read
+from lakehouse.queries import bind_arrow, parameters_of, tables_read
 
 REFERENCE = "reference"
 
@@ -28,6 +28,8 @@ class Inputs:
 
     connection: duckdb.DuckDBPyConnection
     catalog_dir: Path
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What the machine knows and no table says, e.g. `complete_until`; the SQL file of a table takes of it what it names."""
 
     def sql(self, text: str, **parameters: Any) -> pa.Table:
         """Run SQL over the inputs (by their table names) and `reference.NAME`."""
@@ -52,17 +54,18 @@ class Built:
 
 @dataclass(frozen=True)
 class Transform:
-    """The code of one table: its path, the tables it reads, and either SQL text or a module."""
+    """The code of one table: its path, the tables it reads, and either SQL text (with the parameters it names) or a module."""
 
     path: Path
     inputs: tuple[str, ...]
     sql: str | None = None
     module: ModuleType | None = None
+    parameters: tuple[str, ...] = ()
 
     def build(self, inputs: Inputs) -> Built:
         """Run the transform: the SQL file, or the module's `build(inputs)`."""
         if self.sql is not None:
-            return Built(inputs.sql(self.sql))
+            return Built(inputs.sql(self.sql, **{p: inputs.parameters[p] for p in self.parameters}))
         result = self.module.build(inputs)  # type: ignore[union-attr]
         return result if isinstance(result, Built) else Built(result)
 
@@ -94,7 +97,9 @@ def load_transform(transforms_dir: Path, declared: Declaration) -> Transform | N
     path = found[0]
     if path.suffix == ".sql":
         sql = path.read_text("utf-8")
-        return Transform(path, tuple(t for t in tables_read(sql) if not t.startswith(REFERENCE)), sql=sql)
+        return Transform(
+            path, tuple(t for t in tables_read(sql) if not t.startswith(REFERENCE)), sql=sql, parameters=parameters_of(sql)
+        )
     module = _load_module(path)
     return Transform(path, tuple(module.INPUTS), module=module)
 

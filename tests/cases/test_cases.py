@@ -17,7 +17,7 @@ import yaml
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
 from lakehouse.declarations import Declaration, load_declarations
-from lakehouse.in_memory import build_tables
+from lakehouse.in_memory import PARAMETERS, build_tables
 from lakehouse.settings import load_settings
 from lakehouse.transforms import Built, load_transforms
 from tests.cases.stripe import raw_row
@@ -31,7 +31,10 @@ def table_of(declared: Declaration, rows: list[dict[str, Any]]) -> pa.Table:
     schema = schema_to_pyarrow(declared.schema(), include_field_ids=False)
     nullable = pa.schema([f.with_nullable(True) for f in schema])
     parsed = [
-        {k: datetime.fromisoformat(v) if isinstance(v, str) and k.endswith(("_at", "_from", "_to")) else v for k, v in r.items()}
+        {
+            k: datetime.fromisoformat(v) if isinstance(v, str) and k.endswith(("_at", "_from", "_to", "_start", "_end")) else v
+            for k, v in r.items()
+        }
         for r in rows
     ]
     return pa.Table.from_pylist([{f.name: r.get(f.name) for f in nullable} for r in parsed], schema=nullable)
@@ -50,7 +53,7 @@ def run_case(case: dict[str, Any], table: str, shuffle: int) -> tuple[pa.Table, 
             random.Random(shuffle).shuffle(full)
         given[name] = table_of(declarations[name], full)
 
-    built = build_tables(settings, given, [table])[table]
+    built = build_tables(settings, given, [table], PARAMETERS | case.get("parameters", {}))[table]
     return built.rows, built
 
 
@@ -58,7 +61,7 @@ def run_case(case: dict[str, Any], table: str, shuffle: int) -> tuple[pa.Table, 
 @pytest.mark.parametrize("path", CASES, ids=[f"{p.parent.parent.name}.{p.parent.name}-{p.stem}" for p in CASES])
 def test_case(path: Path, shuffle: int) -> None:
     case = yaml.safe_load(path.read_text("utf-8"))
-    assert set(case) <= {"doc", "given", "expect", "rejected"}, "unknown key in the case"
+    assert set(case) <= {"doc", "given", "parameters", "expect", "rejected"}, "unknown key in the case"
     rows, built = run_case(case, f"{path.parent.parent.name}.{path.parent.name}", shuffle)
     expected = case["expect"]
     columns = list(expected[0]) if expected else []

@@ -263,11 +263,11 @@ def test_marts_read_a_consistent_cut(road: Lake) -> None:
     run(road, ahead)
     timeline = road.load("billing.plan_timeline")
     feed_product(road, {"event_id": "b"}, received=RECEIVED)
-    run(road, ["marts.upgrade_funnel"])
-    inputs = history(road.load("marts.upgrade_funnel"))[0].summary.additional_properties["lakehouse.inputs"]  # type: ignore[union-attr]
+    run(road, ["marts.upgrade_exposures"])
+    inputs = history(road.load("marts.upgrade_exposures"))[0].summary.additional_properties["lakehouse.inputs"]  # type: ignore[union-attr]
     current = timeline.current_snapshot()
     assert current is not None
     assert str(current.snapshot_id) not in inputs, "the newer timeline was read although product.events had not seen it"
     run(road)
-    inputs = history(road.load("marts.upgrade_funnel"))[0].summary.additional_properties["lakehouse.inputs"]  # type: ignore[union-attr]
+    inputs = history(road.load("marts.upgrade_exposures"))[0].summary.additional_properties["lakehouse.inputs"]  # type: ignore[union-attr]
     assert str(current.snapshot_id) in inputs

@@ -3,7 +3,7 @@
 -- day that is the MRR at the end of each day, so the movements add up to it by construction.
 WITH monthly AS (
     SELECT
-        h.account, h.customer_id, h.currency, h.valid_from, h.valid_to,
+        h.account, h.customer_id, h.currency, h.plan, h.plan_rank, h.valid_from, h.valid_to,
         -- in integers, rounded half up, each subscription by itself; of a week or day, a month is a twelfth of 52 or 365
         (2 * h.unit_amount_minor * h.quantity
             * CASE h.billing_interval WHEN 'month' THEN 1 WHEN 'year' THEN 1 WHEN 'week' THEN 52 WHEN 'day' THEN 365 END
@@ -36,9 +36,24 @@ summed AS (
         row_number() OVER w AS movement_number
     FROM days
     WINDOW w AS (PARTITION BY account, customer_id, currency ORDER BY movement_date)
+),
+-- a movement belongs to the highest plan that counts at the end of its day; where nothing is left, to what ended
+plans AS (
+    SELECT s.account, s.customer_id, s.currency, s.movement_date, m.plan
+    FROM summed AS s
+    CROSS JOIN reference.ledger AS l
+    JOIN monthly AS m
+        ON m.account = s.account AND m.customer_id = s.customer_id AND m.currency = s.currency AND m.value_minor > 0
+        AND CAST(timezone(l.time_zone, m.valid_from) AS DATE) <= s.movement_date
+        AND (m.valid_to IS NULL OR CAST(timezone(l.time_zone, m.valid_to) AS DATE) >= s.movement_date)
+    QUALIFY row_number() OVER (
+        PARTITION BY s.account, s.customer_id, s.currency, s.movement_date
+        ORDER BY coalesce(CAST(timezone(l.time_zone, m.valid_to) AS DATE) > s.movement_date, true) DESC,
+            coalesce(m.plan_rank, 0) DESC, m.plan
+    ) = 1
 )
 SELECT
-    account, customer_id, currency, movement_date,
+    s.account, s.customer_id, s.currency, s.movement_date,
     CASE
         WHEN movement_number = 1 THEN 'new'
         WHEN after_minor = change_minor THEN 'reactivation'
@@ -46,5 +61,7 @@ SELECT
         WHEN change_minor > 0 THEN 'expansion'
         ELSE 'contraction'
     END AS movement,
-    after_minor - change_minor AS before_minor, after_minor, change_minor
-FROM summed
+    after_minor - change_minor AS before_minor, after_minor, change_minor, p.plan
+FROM summed AS s
+LEFT JOIN plans AS p
+    ON p.account = s.account AND p.customer_id = s.customer_id AND p.currency = s.currency AND p.movement_date = s.movement_date

@@ -1,0 +1,77 @@
+"""When a day is complete: nothing that belongs to it is awaited any more.
+
+A table by day says in its declaration which topics it waits for, and how long after the end of a day (`complete`). A topic is
+known up to its watermark: the least, over its partitions, of the last receipt that was taken up. The table's `complete` column is
+true for the days that each of its topics has passed by so much; what comes later (a refund, a repair) still changes the day.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from lakehouse.coordinates import ranges_sql
+from lakehouse.declarations import Declaration, load_reference
+from lakehouse.lake import Lake
+from lakehouse.positions import TopicPartition, Vector
+from lakehouse.queries import connect
+
+NEVER = date(1, 1, 1)
+"""`complete_until` of a table that has not taken up anything of one of its topics."""
+
+LOOKED_BACK = 10_000  # offsets below a position among which its last record is looked for first
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """The last complete day (`NEVER`: none), and the watermark of each topic waited for (None: nothing taken up)."""
+
+    until: date
+    watermarks: dict[str, datetime | None]
+
+    def __str__(self) -> str:
+        known = ", ".join(f"{clock} is known up to {at:%Y-%m-%d %H:%M} UTC" for clock, at in self.watermarks.items() if at)
+        if self.until == NEVER:
+            return "no day is complete yet" + (f": {known}" if known else "")
+        return f"complete up to {self.until}: {known}"
+
+
+def received_until(lake: Lake, clock: str, reached: Vector, settle_seconds: int) -> datetime | None:
+    """Up to when everything that was received of a raw table lies below the positions `reached`; None: nothing does.
+
+    It is the least, over the partitions of the table's topic, of the last receipt below the position, less the time that a
+    record may take from receipt to its topic. So a partition that brings nothing holds it back: that is the honest answer.
+    """
+    table = lake.find(clock)
+    current = table.current_snapshot() if table else None
+    if table is None or current is None:
+        return None
+    own = lake.vector(clock)
+    below = {k: min(v, own[k]) for k, v in reached.items() if k in own and v > 0}
+    latest: dict[TopicPartition, datetime] = {}
+    with connect(lake.settings) as connection:
+        for start in (LOOKED_BACK, None):
+            ranges = {k: (0 if start is None else max(0, v - start), v) for k, v in below.items() if k not in latest}
+            if not ranges:
+                break
+            rows = ranges_sql(table, current.snapshot_id, ranges)
+            for topic, partition, received_at in connection.execute(
+                f"SELECT topic, partition, max(received_at) FROM {rows} GROUP BY topic, partition"
+            ).fetchall():
+                latest[topic, partition] = received_at.astimezone(UTC)
+    # a partition of which raw holds nothing any more was quiet for longer than raw is kept
+    return min(latest.values()) - timedelta(seconds=settle_seconds) if latest else None
+
+
+def completeness(lake: Lake, declared: Declaration, reached: Vector) -> Completeness:
+    """Up to which day a table that has taken up its inputs to `reached` is complete."""
+    rule = load_reference(lake.settings.catalog_dir, "ledger")[0]
+    watermarks = {w.clock: received_until(lake, w.clock, reached, rule["settle_seconds"]) for w in declared.complete}
+    zone = ZoneInfo(rule["time_zone"])
+    days = [
+        (known - timedelta(hours=w.after_hours)).astimezone(zone).date() - timedelta(days=1)
+        for w in declared.complete
+        if (known := watermarks[w.clock]) is not None
+    ]
+    return Completeness(min(days) if days and len(days) == len(declared.complete) else NEVER, watermarks)
