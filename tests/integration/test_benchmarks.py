@@ -1,8 +1,8 @@
-"""The benchmarks of ingestion, very small: so that they cannot rot. What they measure at this size means nothing."""
+"""The benchmarks of product events, very small: so that they cannot rot. What they measure at this size means nothing."""
 
 from __future__ import annotations
 
-from benchmarks import freshness, ingest
+from benchmarks import clean, freshness, ingest
 
 
 def test_ingest_holds_every_event_and_reports_its_figures() -> None:
@@ -15,3 +15,11 @@ def test_ingest_holds_every_event_and_reports_its_figures() -> None:
 def test_freshness_counts_every_row() -> None:
     run = freshness.one_run(0.02, lambda _: None)
     assert 0 < run["p50_seconds"] <= run["p95_seconds"] <= run["p99_seconds"]
+
+
+def test_clean_counts_each_event_once_and_reports_its_figures() -> None:
+    run = clean.one_run(0.0005, lambda _: None)
+    assert run.keys() == {
+        "events_per_second", "cpu_us_per_event", "peak_rss_mb", "seconds_at_20m_ids", "seconds_at_200m_ids", "ratio",
+    }  # fmt: skip
+    assert all(value > 0 for value in run.values())

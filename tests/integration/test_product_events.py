@@ -54,6 +54,8 @@ def test_what_cannot_be_used_is_kept_with_its_reason_and_holds_nobody_up(road: L
         ({"occurred_at": "2025-12-11T12:00:04Z"}, "too_late"),
         ({"event_id": "edge_late", "occurred_at": "2025-12-11T12:00:05Z"}, None),
         ({"occurred_at": "2026-01-10T12:10:06Z"}, "from_the_future"),
+        ({"schema_version": "three"}, "wrong_type_schema_version"),
+        ({"properties": {"k": "x" * 10_000_000}}, "too_large"),
         ({"event_id": "edge_early", "occurred_at": "2026-01-10T12:10:05Z"}, None),
         ({"event_id": "offset_zone", "occurred_at": "2026-01-10T14:00:00+02:00"}, None),
     ]

@@ -94,13 +94,15 @@ def rewrites(
     fresh = attribute(suspects, workspaces, timeline).select(suspects.columns)
     changed = fresh.filter(pl.any_horizontal([fresh[c].ne_missing(suspects[c]) for c in ATTRIBUTED]))
     stale = frame(
-        connection, f"SELECT DISTINCT filename FROM {files_sql(plan.table, files)} SEMI JOIN __replaced USING (event_id)"
+        connection,
+        f"SELECT DISTINCT filename FROM {files_sql(plan.table, files)} SEMI JOIN __replaced USING (event_id, occurred_at)",
     )
     hit = sorted({*changed["filename"], *stale["filename"]})
     if not hit:
         return (), None
     remove = [files[path] for path in hit]
     kept = frame(
-        connection, f"SELECT * EXCLUDE (filename) FROM {files_sql(plan.table, hit)} ANTI JOIN __replaced USING (event_id)"
+        connection,
+        f"SELECT * EXCLUDE (filename) FROM {files_sql(plan.table, hit)} ANTI JOIN __replaced USING (event_id, occurred_at)",
     )
     return remove, attribute(kept, workspaces, timeline)

@@ -14,7 +14,7 @@ from lakehouse.plans import Plan, Staged, count_rows, frame
 from lakehouse.queries import bind_sql
 from lakehouse.staging import stage
 from transforms.product.attribution import attribute, rewrites
-from transforms.product.duplicates import UNIQUE, without_known
+from transforms.product.duplicates import unique_events
 from transforms.product.parsing import parse
 
 INPUTS = (
@@ -31,7 +31,7 @@ def plan(plan: Plan) -> Staged:
     connection = plan.connection
     bind_sql(connection, "raw.product_events", plan.new_rows_sql("raw.product_events"))
     plan.bind(["billing.plan_timeline", "billing.workspace_customer_history"])
-    parse(connection)
+    parse(connection, plan.declared)
     rejected = connection.execute(
         'SELECT topic, partition, "offset", received_at, reason, NULL::VARCHAR AS detail FROM parsed WHERE reason IS NOT NULL'
     ).to_arrow_table()
@@ -39,14 +39,19 @@ def plan(plan: Plan) -> Staged:
 
     workspaces = frame(connection, "SELECT * FROM billing.workspace_customer_history")
     timeline = frame(connection, "SELECT * FROM billing.plan_timeline")
-    events, replaced = without_known(plan, frame(connection, UNIQUE))
-    events = attribute(events, workspaces, timeline)
-    remove, rewritten = rewrites(plan, workspaces, timeline, replaced)
+    unique = unique_events(plan)
+    events = attribute(unique.events, workspaces, timeline)
+    remove, rewritten = rewrites(plan, workspaces, timeline, unique.replaced)
     columns = plan.declared.column_names
     added = pl.concat(
         [events.select(columns), *([rewritten.select(columns)] if rewritten is not None else [])], how="vertical_relaxed"
     )
     files = stage(plan.table, plan.declared, added.to_arrow())
     return Staged(
-        files, remove, scope_of(files), new_input_rows=count_rows(connection, "parsed"), rows=added.height, rejected=dead
+        files,
+        remove,
+        scope_of(files),
+        new_input_rows=count_rows(connection, "parsed"),
+        rows=added.height,
+        rejected=dead + unique.rejected,
     )

@@ -1,71 +1,94 @@
-"""Raw product events -> typed rows, and for each that cannot be used the reason."""
+"""Raw product events -> typed rows, and for each that cannot be used the reason.
+
+One pass over the JSON: its declared top-level fields as JSON texts, whose first character tells the type. What the fields are
+is said by the declaration of product.events, so a field is promoted out of `extra` by declaring its column.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import duckdb
 
-# Top-level fields of an event: which must be JSON strings, which are kept as JSON text, which are numbers.
-TEXT = (
-    "event_id", "event_name", "occurred_at", "sent_at", "workspace_id", "user_id", "anonymous_id", "session_id", "feature",
-    "platform", "app_version", "country", "ip", "user_agent",
-)  # fmt: skip
-NESTED = ("properties", "context")
-NUMBERS = ("schema_version",)
-FIELDS = (*TEXT, *NESTED, *NUMBERS)
+from lakehouse.declarations import Declaration
+from lakehouse.queries import DUCKDB_TYPES
+from transforms.product.attribution import ATTRIBUTED
+
 REQUIRED = ("event_id", "event_name", "occurred_at")
 
-# An instant with its zone; anything else (no zone, an epoch number) is refused rather than guessed.
-INSTANT = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}(:?\d{2})?)$"
+NESTED = ("properties", "context")
+"""Kept as JSON text, whatever they hold."""
+
+MADE_HERE = ("extra", "content_hash", "received_at", "lateness_seconds", "late", *ATTRIBUTED, "topic", "partition", "offset")
+"""Columns of the table that are no fields of the event as sent; all others are."""
+
+LARGEST = 2**20
+"""Bytes of a payload, Kafka's own default for a message: a larger one is refused, so that no batch outgrows the memory."""
+
+INSTANT = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}(:?\d{2})?)"
+"""An instant with its zone; anything else (no zone, an epoch number) is refused rather than guessed."""
 
 # Normal up to 72 h late, accepted and flagged up to 30 days, else (or more than 10 min ahead) refused.
 LATE, TOO_LATE, TOO_EARLY = "INTERVAL 72 HOUR", "INTERVAL 30 DAY", "INTERVAL 10 MINUTE"
 
 
-def _parse_sql() -> str:
-    paths = ", ".join(f"'$.{f}'" for f in FIELDS)
-    at = {f: i for i, f in enumerate(FIELDS, start=1)}
-    values = ", ".join(f'v[{at[f]}] AS "{f}"' for f in (*TEXT, *NESTED) if not f.endswith("_at"))
-    missing = " ".join(f"WHEN v[{at[f]}] IS NULL THEN 'missing_{f}'" for f in REQUIRED)
-    wrong = " ".join(f"WHEN t[{at[f]}] NOT IN ('VARCHAR', 'NULL') THEN 'wrong_type_{f}'" for f in TEXT)
-    declared = "{" + ", ".join(f'"{f}": null' for f in FIELDS) + "}"
+def sent_fields(declared: Declaration) -> dict[str, str]:
+    """{field of an event as sent: DuckDB type of its column}, from the declaration."""
+    return {c.name: DUCKDB_TYPES[str(c.type)] for c in declared.columns if c.name not in MADE_HERE}
+
+
+def parse(connection: duckdb.DuckDBPyConnection, declared: Declaration) -> None:
+    """Make the relation `parsed` from raw.product_events: coordinates, typed columns, and `reason`: NULL if the row is good."""
+    connection.execute(_parse_sql(sent_fields(declared)))
+
+
+def _parse_sql(fields: dict[str, str]) -> str:
+    shape = "{" + ", ".join(f'"{f}": "JSON"' for f in fields) + "}"
+    present = " + ".join(f"(v.{f} IS NOT NULL)::INT" for f in fields)
+    undeclared = "{" + ", ".join(f'"{f}": null' for f in fields) + "}"
+    names = "[" + ", ".join(f"'{f}'" for f in fields) + "]"
+    typed = ", ".join(f"{_value(f, kind)} AS {f}" for f, kind in fields.items())
+    missing = " ".join(f"WHEN v.{f} IS NULL THEN 'missing_{f}'" for f in REQUIRED)
+    strings = [f for f, kind in fields.items() if kind in ("VARCHAR", "TIMESTAMPTZ") and f not in NESTED]
+    wrong = _wrong(strings, lambda f: f"NOT starts_with(v.{f}, '\"')")
+    unfit = _wrong([f for f in fields if f not in (*strings, *NESTED)], lambda f: f"{f} IS NULL AND v.{f} IS NOT NULL")
     return f"""
     CREATE OR REPLACE TEMP TABLE parsed AS
     WITH decoded AS (
-        SELECT topic, partition, "offset", received_at, payload IS NULL AS tombstone, try(decode(payload)) AS body
+        SELECT
+            topic, partition, "offset", received_at, payload IS NULL AS tombstone, octet_length(payload) > {LARGEST} AS too_large,
+            CASE WHEN octet_length(payload) <= {LARGEST} THEN try(decode(payload)) END AS body
         FROM raw.product_events
     ),
-    checked AS (
-        SELECT *, CASE WHEN json_valid(body) THEN json_type(body) = 'OBJECT' ELSE false END AS is_object FROM decoded
-    ),
-    fields AS (
+    read AS (
         SELECT
-            topic, partition, "offset", received_at, tombstone, is_object,
-            json_extract_string(CASE WHEN is_object THEN body END, [{paths}]) AS v,
-            json_type(CASE WHEN is_object THEN body END, [{paths}]) AS t,
-            CASE WHEN is_object AND len(list_filter(json_keys(body), lambda k: NOT list_contains($fields, k))) > 0
-                THEN CAST(json_merge_patch(body, '{declared}') AS VARCHAR) END AS extra
-        FROM checked
+            * EXCLUDE (body), starts_with(ltrim(body, E' \\t\\r\\n'), '{{') AS is_object, body,
+            try(json_transform(body, '{shape}')) AS v, try(len(json_keys(body))) AS keys
+        FROM decoded
     ),
     typed AS (
         SELECT
-            topic, partition, "offset", received_at, tombstone, is_object, v, t, extra, {values},
-            CASE WHEN regexp_matches(v[{at["occurred_at"]}], '{INSTANT}')
-                THEN TRY_CAST(v[{at["occurred_at"]}] AS TIMESTAMPTZ) END AS occurred_at,
-            CASE WHEN regexp_matches(v[{at["sent_at"]}], '{INSTANT}')
-                THEN TRY_CAST(v[{at["sent_at"]}] AS TIMESTAMPTZ) END AS sent_at,
-            TRY_CAST(v[{at["schema_version"]}] AS INTEGER) AS schema_version
-        FROM fields
+            topic, partition, "offset", received_at, tombstone, too_large, v,
+            coalesce(is_object AND v IS NOT NULL, false) AS is_object,
+            CASE WHEN is_object AND keys > {present} THEN
+                CASE WHEN len(list_filter(json_keys(body), lambda k: NOT list_contains({names}, k))) > 0
+                    THEN CAST(json_merge_patch(body, '{undeclared}') AS VARCHAR) END
+            END AS extra,
+            {typed}
+        FROM read
     )
     SELECT
-        * EXCLUDE (v, t, tombstone, is_object),
+        * EXCLUDE (v, tombstone, too_large, is_object),
         epoch_ms(received_at) // 1000 - epoch_ms(occurred_at) // 1000 AS lateness_seconds,
         received_at - occurred_at > {LATE} AS late,
         CASE
             WHEN tombstone THEN 'tombstone'
+            WHEN too_large THEN 'too_large'
             WHEN NOT is_object THEN 'not_json'
             {missing}
             {wrong}
             WHEN occurred_at IS NULL THEN 'bad_occurred_at'
+            {unfit}
             WHEN occurred_at < received_at - {TOO_LATE} THEN 'too_late'
             WHEN occurred_at > received_at + {TOO_EARLY} THEN 'from_the_future'
         END AS reason
@@ -73,6 +96,17 @@ def _parse_sql() -> str:
     """
 
 
-def parse(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the relation `parsed` from raw.product_events: coordinates, typed columns, and `reason`: NULL if the row is good."""
-    connection.execute(_parse_sql(), {"fields": list(FIELDS)})
+def _value(field: str, kind: str) -> str:
+    """SQL: the typed value of a field, from its JSON text `v.field`; NULL where it does not fit."""
+    if field in NESTED:
+        return f"v.{field}"
+    bare = f"substring(v.{field}, 2, length(v.{field}) - 2)"
+    if kind == "TIMESTAMPTZ":
+        return f"CASE WHEN regexp_full_match({bare}, '{INSTANT}') THEN TRY_CAST({bare} AS TIMESTAMPTZ) END"
+    if kind == "VARCHAR":
+        return f"CASE WHEN contains(v.{field}, '\\') THEN v.{field} ->> '$' ELSE {bare} END"
+    return f"TRY_CAST(v.{field} ->> '$' AS {kind})"
+
+
+def _wrong(fields: Iterable[str], holds: Callable[[str], str]) -> str:
+    return " ".join(f"WHEN {holds(f)} THEN 'wrong_type_{f}'" for f in fields)

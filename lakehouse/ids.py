@@ -1,0 +1,73 @@
+"""Which data files hold an id: the sorted hashes of a file's ids, beside what decides between copies of a record.
+
+The index of a file is a derivative of that file, which never changes. It is kept in a local cache under the file's path and
+made again when it is missing: so it cannot be wrong, takes part in no commit, and survives compaction, rollback and a lost disk.
+A probe costs the ids asked for times the logarithm of a file's rows; the index is mapped, not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
+from lakehouse.queries import files_sql
+
+UNUSED_SECONDS = 35 * 86_400
+"""An index that nobody asked for that long is removed: its file is older than any window that is deduplicated."""
+
+
+def id_index(
+    connection: duckdb.DuckDBPyConnection, cache: Path, table: Table, file: DataFile, columns: Mapping[str, str]
+) -> pl.DataFrame:
+    """The index of one data file, sorted by its first column.
+
+    Args:
+        columns: {name: SQL expression over the table's columns}; the first is the hash of the id. Fixed-width types only.
+    """
+    # the hash function is DuckDB's own and may change with its version
+    named = [f"{sql} AS {name}" for name, sql in columns.items()]
+    name = hashlib.sha256("\0".join([duckdb.__version__, *named, file.file_path]).encode()).hexdigest()[:40]
+    path = cache / f"{name}.arrow"
+    with contextlib.suppress(OSError, pa.ArrowInvalid):
+        found = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if found.num_rows == file.record_count:
+            os.utime(path)
+            return pl.DataFrame(found)
+    made = connection.execute(f"SELECT {', '.join(named)} FROM {files_sql(table, [file.file_path])} ORDER BY 1").to_arrow_table()
+    made = made.combine_chunks()
+    cache.mkdir(parents=True, exist_ok=True)
+    _forget_unused(cache)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, made.schema) as writer:
+        writer.write_table(made)
+    part.replace(path)  # whole or not at all: another process may be making the same one
+    return pl.DataFrame(made)
+
+
+def probe(index: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
+    """Which of the ids (hashes) the index has: columns `at`, the place in `ids`, and those of the index but the first."""
+    known = index.to_series(0)
+    if known.is_empty() or ids.is_empty():
+        return index.clear().select(pl.lit(0, pl.UInt32).alias("at"), pl.all().exclude(known.name))
+    places = known.search_sorted(ids, "left").clip(upper_bound=len(known) - 1)
+    at = (known.gather(places) == ids).arg_true()
+    return index[places.gather(at)].select(at.alias("at"), pl.all().exclude(known.name))
+
+
+def _forget_unused(cache: Path) -> None:
+    """Remove indexes that have not been asked for in a long time, and what a killed process left."""
+    limit = time.time() - UNUSED_SECONDS
+    for entry in os.scandir(cache):
+        with contextlib.suppress(OSError):
+            if entry.stat().st_mtime < limit:
+                Path(entry.path).unlink()
