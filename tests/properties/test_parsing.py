@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakehouse.declarations import load_declarations
-from transforms.product.parsing import parse, sent_fields
+from transforms.product.parsing import Lateness, parse, sent_fields
 
 DECLARED = load_declarations(Path("catalog"))["product.events"]
+ALLOWED = Lateness("INTERVAL 72 HOUR", "INTERVAL 30 DAY", "INTERVAL 10 MINUTE")
 RECEIVED = datetime(2026, 1, 10, 12, 0, 5, tzinfo=UTC)
 TEXTS = [f for f, kind in sent_fields(DECLARED).items() if kind == "VARCHAR" and f not in ("properties", "context")]
 
@@ -52,7 +53,7 @@ def parsed(connection: duckdb.DuckDBPyConnection, payloads: list[bytes | None]) 
     )
     connection.register("records", table)
     connection.execute("CREATE OR REPLACE VIEW raw.product_events AS SELECT * FROM records")
-    parse(connection, DECLARED)
+    parse(connection, DECLARED, ALLOWED)
     return connection.execute('SELECT * FROM parsed ORDER BY "offset"').to_arrow_table().to_pylist()
 
 

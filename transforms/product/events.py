@@ -15,7 +15,7 @@ from lakehouse.queries import bind_sql
 from lakehouse.staging import stage
 from transforms.product.attribution import attribute, rewrites
 from transforms.product.duplicates import unique_events
-from transforms.product.parsing import parse
+from transforms.product.parsing import Lateness, parse
 
 INPUTS = (
     "raw.product_events",
@@ -25,13 +25,16 @@ INPUTS = (
     "billing.workspace_customer_history",
 )
 
+# Normal up to 72 h late, accepted and flagged up to 30 days, else (or more than 10 min ahead) refused.
+ALLOWED = Lateness(late="INTERVAL 72 HOUR", too_late="INTERVAL 30 DAY", too_early="INTERVAL 10 MINUTE")
+
 
 def plan(plan: Plan) -> Staged:
     """Stage one micro-batch: new events, and the files that repair or an earlier copy of an event changes."""
     connection = plan.connection
     bind_sql(connection, "raw.product_events", plan.new_rows_sql("raw.product_events"))
     plan.bind(["billing.plan_timeline", "billing.workspace_customer_history"])
-    parse(connection, plan.declared)
+    parse(connection, plan.declared, ALLOWED)
     rejected = connection.execute(
         'SELECT topic, partition, "offset", received_at, reason, NULL::VARCHAR AS detail FROM parsed WHERE reason IS NOT NULL'
     ).to_arrow_table()

@@ -7,6 +7,7 @@ is said by the declaration of product.events, so a field is promoted out of `ext
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import duckdb
 
@@ -28,8 +29,14 @@ LARGEST = 2**20
 INSTANT = r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}(:?\d{2})?)"
 """An instant with its zone; anything else (no zone, an epoch number) is refused rather than guessed."""
 
-# Normal up to 72 h late, accepted and flagged up to 30 days, else (or more than 10 min ahead) refused.
-LATE, TOO_LATE, TOO_EARLY = "INTERVAL 72 HOUR", "INTERVAL 30 DAY", "INTERVAL 10 MINUTE"
+
+@dataclass(frozen=True)
+class Lateness:
+    """SQL intervals. late: from then on an event is flagged; too_late, too_early: from then on, or that far ahead, refused."""
+
+    late: str
+    too_late: str
+    too_early: str
 
 
 def sent_fields(declared: Declaration) -> dict[str, str]:
@@ -37,12 +44,12 @@ def sent_fields(declared: Declaration) -> dict[str, str]:
     return {c.name: DUCKDB_TYPES[str(c.type)] for c in declared.columns if c.name not in MADE_HERE}
 
 
-def parse(connection: duckdb.DuckDBPyConnection, declared: Declaration) -> None:
+def parse(connection: duckdb.DuckDBPyConnection, declared: Declaration, allowed: Lateness) -> None:
     """Make the relation `parsed` from raw.product_events: coordinates, typed columns, and `reason`: NULL if the row is good."""
-    connection.execute(_parse_sql(sent_fields(declared)))
+    connection.execute(_parse_sql(sent_fields(declared), allowed))
 
 
-def _parse_sql(fields: dict[str, str]) -> str:
+def _parse_sql(fields: dict[str, str], allowed: Lateness) -> str:
     shape = "{" + ", ".join(f'"{f}": "JSON"' for f in fields) + "}"
     present = " + ".join(f"(v.{f} IS NOT NULL)::INT" for f in fields)
     undeclared = "{" + ", ".join(f'"{f}": null' for f in fields) + "}"
@@ -80,7 +87,7 @@ def _parse_sql(fields: dict[str, str]) -> str:
     SELECT
         * EXCLUDE (v, tombstone, too_large, is_object),
         epoch_ms(received_at) // 1000 - epoch_ms(occurred_at) // 1000 AS lateness_seconds,
-        received_at - occurred_at > {LATE} AS late,
+        received_at - occurred_at > {allowed.late} AS late,
         CASE
             WHEN tombstone THEN 'tombstone'
             WHEN too_large THEN 'too_large'
@@ -89,8 +96,8 @@ def _parse_sql(fields: dict[str, str]) -> str:
             {wrong}
             WHEN occurred_at IS NULL THEN 'bad_occurred_at'
             {unfit}
-            WHEN occurred_at < received_at - {TOO_LATE} THEN 'too_late'
-            WHEN occurred_at > received_at + {TOO_EARLY} THEN 'from_the_future'
+            WHEN occurred_at < received_at - {allowed.too_late} THEN 'too_late'
+            WHEN occurred_at > received_at + {allowed.too_early} THEN 'from_the_future'
         END AS reason
     FROM typed
     """
