@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,6 +38,9 @@ ROW_GROUP_BYTES = 32 * 2**20
 
 LARGEST_ROW_GROUP = 1_048_576
 """Rows: narrow tables would otherwise get row groups of many millions, in which nothing is pruned."""
+
+IN_PARALLEL = 100_000
+"""Rows from which on partitions are sorted and encoded in two threads."""
 
 MOST_OPEN_FILES = 32
 """Each takes a writer 1.3 MB of memory, and upload buffers besides; a batch of odd times touches thousands of partitions."""
@@ -78,15 +83,41 @@ def stage(table: Table, declared: Declaration, rows: pa.Table) -> list[DataFile]
     if rows.num_rows == 0:
         return []
     refuse_nulls(table, declared, rows)
-    if declared.sort:
-        rows = rows.sort_by([(c, "ascending") for c in declared.sort])
+    parts = [part for _, part in _by_partition(table, rows)]
+    if rows.num_rows < IN_PARALLEL or len(parts) == 1:
+        return _stage(table, declared, parts)
+    parts.sort(key=lambda part: part.num_rows)
+    with ThreadPoolExecutor(2) as pool:  # sorting and encoding leave Python's lock alone
+        halves = [pool.submit(_stage, table, declared, parts[i::2]) for i in (0, 1)]
+    try:
+        return [file for half in halves for file in half.result()]
+    except BaseException:
+        for half in halves:
+            if half.exception() is None:
+                for file in half.result():
+                    with contextlib.suppress(Exception):  # what stays is an orphan, which maintenance removes
+                        table.io.delete(file.file_path)
+        raise
+
+
+def _stage(table: Table, declared: Declaration, parts: Sequence[pa.Table]) -> list[DataFile]:
+    """Write the rows of some partitions, each sorted."""
     files = OpenFiles(table, declared)
     try:
-        files.write(rows)
+        for part in parts:
+            files.write(sort_rows(part, declared.sort))
         return files.close()
     except BaseException:
         files.abandon()
         raise
+
+
+def sort_rows(rows: pa.Table, by: Sequence[str]) -> pa.Table:
+    """The rows in ascending order of the columns, NULL last. Polars finds the order of strings in a third of Arrow's time."""
+    if not by:
+        return rows
+    order = pl.DataFrame(rows.select(list(by))).select(pl.arg_sort_by(list(by), nulls_last=True, maintain_order=True))
+    return rows.take(order.to_series().to_arrow())
 
 
 def refuse_nulls(table: Table, declared: Declaration, rows: pa.Table) -> None:

@@ -32,9 +32,13 @@ ALLOWED = Lateness(late="INTERVAL 72 HOUR", too_late="INTERVAL 30 DAY", too_earl
 def plan(plan: Plan) -> Staged:
     """Stage one micro-batch: new events, and the files that repair or an earlier copy of an event changes."""
     connection = plan.connection
-    bind_sql(connection, "raw.product_events", plan.new_rows_sql("raw.product_events"))
+    # read once, then parsed in parallel: with a schema by field id DuckDB reads a file in one thread, whatever its row groups
+    new = plan.new_rows_sql("raw.product_events")
+    connection.execute(f'CREATE TEMP TABLE records AS SELECT topic, partition, "offset", received_at, payload FROM {new}')
+    bind_sql(connection, "raw.product_events", "records")
     plan.bind(["billing.plan_timeline", "billing.workspace_customer_history"])
     parse(connection, plan.declared, ALLOWED)
+    connection.execute("DROP TABLE records")
     rejected = connection.execute(
         'SELECT topic, partition, "offset", received_at, reason, NULL::VARCHAR AS detail FROM parsed WHERE reason IS NOT NULL'
     ).to_arrow_table()
