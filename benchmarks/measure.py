@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 
 def children_cpu_seconds() -> float:
@@ -14,3 +15,15 @@ def children_cpu_seconds() -> float:
 def children_peak_rss_mb() -> float:
     """Peak resident memory of the largest child so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def peak_rss_mb(pid: int) -> float:
+    """Peak resident memory of a running process, in MiB; 0 if it has ended.
+
+    Not `ru_maxrss`, which begins at the memory of whoever started the process: here that holds a world of events.
+    """
+    try:
+        said = Path(f"/proc/{pid}/status").read_text("utf-8")
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in said.splitlines() if line.startswith("VmHWM:")), 0.0)

@@ -22,6 +22,7 @@ from typing import Any
 import polars as pl
 from confluent_kafka import Producer
 
+from benchmarks.measure import peak_rss_mb
 from lakehouse.broker import EmbeddedBroker, ensure_topics
 from lakehouse.local.kafka import KafkaBroker, why_unavailable
 from simulator.world import WorldConfig, build_world
@@ -103,10 +104,11 @@ class Writer:
 
     def end(self) -> None:
         """SIGTERM, and what it used."""
+        self.peak_rss_mb = peak_rss_mb(self.process.pid)  # all is committed: ending takes no more
         self.process.send_signal(signal.SIGTERM)
         _, status, used = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.cpu_seconds, self.peak_rss_mb = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+        self.cpu_seconds = used.ru_utime + used.ru_stime
 
 
 @contextmanager
