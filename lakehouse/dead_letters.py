@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 from pyiceberg.expressions import BooleanExpression, Not
 
+from lakehouse import metrics
 from lakehouse.commit import Change, commit, scope_of
 from lakehouse.errors import Replan
 from lakehouse.lake import Lake
@@ -45,6 +46,7 @@ def write_dead_letters(lake: Lake, consumer: str, rejected: pa.Table) -> int:
             commit(table, lake.run, change)
         except Replan:  # another job wrote dead letters of the same days: look again at what is known
             continue
+        metrics.DEAD_LETTERS.labels(consumer).inc(new.height)
         return new.height
     raise Replan(f"{TABLE}: other jobs wrote dead letters of the same days {MAX_PLANS} times; run it again")
 

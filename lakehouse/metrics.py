@@ -53,14 +53,12 @@ def announce(table: str, committed_at: float | None = None) -> None:
     SINCE_COMMIT.labels(table).set_function(lambda: time.time() - _last_commit.get(table, math.nan))
 
 
-def committed(table: str, rows: int, payload_bytes: int, conflicts: int, unknown_outcomes: int) -> None:
-    """Count a commit that landed."""
+def committed(table: str, rows: int, payload_bytes: int) -> None:
+    """Count a batch that landed; how often others were in its way is counted where it happens (lakehouse/publish.py)."""
     _last_commit[table] = time.time()
     ROWS.labels(table).inc(rows)
     BYTES.labels(table).inc(payload_bytes)
     COMMITS.labels(table).inc()
-    CONFLICTS.labels(table).inc(conflicts)
-    UNKNOWN_OUTCOMES.labels(table).inc(unknown_outcomes)
 
 
 def serve(settings: Settings) -> int:

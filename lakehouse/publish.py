@@ -18,7 +18,7 @@ from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.table import Table
 from pyiceberg.table.update import TableRequirement, TableUpdate
 
-from lakehouse import failpoints
+from lakehouse import failpoints, metrics
 from lakehouse.errors import CommitUnresolved, Terminal
 from lakehouse.outages import explain, is_lasting, is_outage, is_refusal
 
@@ -98,8 +98,10 @@ def publish(table: Table, build: Callable[[], Request | None], landed: Callable[
             # Either way the next turn looks for our own attempts before it does anything else.
             if isinstance(error, CommitFailedException):
                 sent.conflicts += 1
+                metrics.CONFLICTS.labels(name).inc()  # here, so that those of a commit that never lands count too
             else:
                 sent.unknown_outcomes += 1
+                metrics.UNKNOWN_OUTCOMES.labels(name).inc()
                 log.warning("%s: outcome of a commit unknown (%s), looking it up", name, type(error).__name__)
             times_wrong = (times_wrong if before == asked_on else 0) + 1 if is_lasting(error) else 0
             continue

@@ -37,7 +37,7 @@ from writers.topics import FORBIDDEN, consumer_config, describe, explained, refu
 log = logging.getLogger(__name__)
 
 # A call hands over what is there within the time, so it is bounded in bytes too: by librdkafka's queue and what comes meanwhile.
-# Small chunks cost no more CPU time, and their Arrow buffers (1.6 MB) are used again instead of being mapped anew.
+# Chunks of 1,024 to 8,192 records cost the same CPU time; the small ones hold less (about 1.6 MB here).
 CHUNK_ROWS, CHUNK_SECONDS = 2_048, 0.05
 # Each record is an object that Python's cycle collector counts: at its default of 700 it takes 1.0 us of 4.8 us an event.
 COLLECT_EVERY = 100_000
@@ -232,7 +232,7 @@ class Session:
             raise
         self._positions.update(batch.reached)
         self._oldest.clear()
-        metrics.committed(table, batch.rows, spent.payload_bytes, done.conflicts, done.unknown_outcomes)
+        metrics.committed(table, batch.rows, spent.payload_bytes)
         stages = (spent.read, spent.convert, batch.encode_seconds, time.monotonic() - started)
         for stage, seconds in zip(metrics.STAGES, stages, strict=True):
             metrics.BATCH_SECONDS.labels(table, stage).observe(seconds)

@@ -23,6 +23,7 @@ COLUMNS = ["topic", "partition", "next_offset", "first", "end", "lag", "state"]
 def show(table: OneTable, as_json: AsJson = False) -> None:
     """Each partition: the table's next offset, the first offset and the end of Kafka's log, and what is still to be read."""
     opened = lake()
+    opened.declaration(table)  # a misspelt name is told before Kafka is looked for
     found = [asdict(s) for s in parts.writers().standings(opened, find_services(opened.settings), table)]
     if as_json:
         print_json(found)
@@ -59,6 +60,7 @@ def set_(
     if not why.strip():
         raise UsageError("say why: it stands in the table's history")
     opened = lake()
+    opened.declaration(table)
     chosen = [] if partition == "all" else [int(partition)]
     to = int(offset) if offset.isdecimal() else offset
     services = find_services(opened.settings)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from prometheus_client import REGISTRY
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 from records import (
@@ -98,9 +99,11 @@ def test_a_zombie_is_fenced_even_if_the_other_commits_between_check_and_swap(lak
     append(lake, 0, 0, 5)
     table = lake.open_for_write(RAW)
     wire.faults = [first(lambda: append(other, 0, 5, 8))]
+    before = counted("commit_conflicts", RAW)
     with pytest.raises(Fenced):
         commit(table, lake.run, append_change(lake, table, 0, 5, 9))
     assert offsets(lake) == list(range(8))
+    assert counted("commit_conflicts", RAW) - before == 1  # of a commit that never landed
 
 
 def test_writers_on_disjoint_partitions_both_commit_the_files_they_wrote_once(lake: Lake, other: Lake, wire: Wire) -> None:
@@ -147,8 +150,10 @@ def test_nothing_to_do_makes_no_snapshot(lake: Lake) -> None:
 def test_an_answer_lost_after_landing_is_recognised(lake: Lake, wire: Wire) -> None:
     table = lake.open_for_write(RAW)
     wire.faults = [lost_after]
+    before = counted("commit_unknown_outcomes", RAW)
     done = commit(table, lake.run, append_change(lake, table, 0, 0, 5))
     assert (done.snapshot_id, done.unknown_outcomes, wire.sent) == (current_id(lake), 1, 1)
+    assert counted("commit_unknown_outcomes", RAW) - before == 1
     assert offsets(lake) == list(range(5))
     assert table.metadata_location == lake.load(RAW).metadata_location  # the caller goes on from the present state
 
@@ -778,12 +783,17 @@ def rejected(*at: int, topic: str = TOPIC, partition: int = 0, reason: str = "no
     )
 
 
+def counted(metric: str, table: str) -> float:
+    return REGISTRY.get_sample_value(f"lakehouse_{metric}_total", {"table": table}) or 0.0
+
+
 def dead(lake: Lake) -> list[tuple[str, str, int, int, str]]:
     rows = lake.load("ops.dead_letters").scan().to_arrow().to_pylist()
     return sorted((r["consumer"], r["topic"], r["partition"], r["offset"], r["reason"]) for r in rows)
 
 
 def test_dead_letters_are_kept_once_for_each_consumer_and_record(lake: Lake) -> None:
+    before = counted("dead_letters", THINGS)
     assert write_dead_letters(lake, THINGS, rejected()) == 0
     assert not lake.exists("ops.dead_letters")
     assert write_dead_letters(lake, THINGS, rejected(3, 5, 3)) == 2
@@ -793,6 +803,7 @@ def test_dead_letters_are_kept_once_for_each_consumer_and_record(lake: Lake) -> 
     assert write_dead_letters(lake, THINGS, rejected(5, 6)) == 1
     assert write_dead_letters(lake, "product.events", rejected(5)) == 1
     assert write_dead_letters(lake, THINGS, rejected(5, partition=1)) == 1
+    assert counted("dead_letters", THINGS) - before == 4
     assert dead(lake) == [
         (THINGS, TOPIC, 0, 3, "not_json"),
         (THINGS, TOPIC, 0, 5, "not_json"),
