@@ -26,7 +26,7 @@ demo: $(STAMP) ## play a company into the lake and compare with the truth (a min
 
 test: $(STAMP) ## all tests (on Apache Kafka too, where Java is there and Maven reaches a repository)
 	@$(BIN)/python -m lakehouse.local.kafka --jars-only --fetch-seconds 90 || echo "going on without Apache Kafka" >&2
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 kafka: $(STAMP) ## run one node of Apache Kafka until Ctrl-C (PORT=9092 DIR=folder: keep its log); fetches it with Maven once
 	@$(BIN)/python -m lakehouse.local.kafka $(if $(PORT),--port $(PORT)) $(if $(DIR),--dir $(DIR))

@@ -288,6 +288,9 @@ def where(table: TableName, as_json: AsJson = False) -> None:
             out.print(f"  {escape(line)}", soft_wrap=True)
 
 
+STATUS = ("rows", "files", "bytes", "last_commit_at", "snapshots", "behind")
+
+
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Show every table: rows, size, snapshots, when it last changed, and how far it is behind its source."""
@@ -296,10 +299,10 @@ def status(as_json: AsJson = False) -> None:
     rows: list[dict[str, Any]] = []
     now = datetime.now(UTC)
     for name, declared in opened.declarations.items():
-        row: dict[str, Any] = {"table": name, "exists": opened.exists(name)}
+        row: dict[str, Any] = {"table": name, "exists": opened.exists(name), **dict.fromkeys(STATUS)}
         if row["exists"]:
             found = describe(opened, name)
-            row |= {k: found[k] for k in ("rows", "files", "bytes", "last_commit_at")} | {"snapshots": len(found["snapshots"])}
+            row |= {k: found[k] for k in STATUS if k in found} | {"snapshots": len(found["snapshots"])}
             row["behind"] = _behind(opened, name, declared, transforms)
         rows.append(row)
     if as_json:
@@ -310,17 +313,17 @@ def status(as_json: AsJson = False) -> None:
         [
             [
                 r["table"],
-                r.get("rows"),
+                r["rows"],
                 size(r["bytes"]) if r["exists"] else None,
-                age((now - r["last_commit_at"]).total_seconds()) if r.get("last_commit_at") else None,
-                r.get("behind"),
+                age((now - r["last_commit_at"]).total_seconds()) if r["last_commit_at"] else None,
+                r["behind"],
             ]
             for r in rows
         ],
     )
-    if not any(r.get("rows") for r in rows):
+    if not any(r["rows"] for r in rows):
         out.print("\nThe lake is empty. Fill it: [bold]lakehouse demo[/]")
-    elif any(r.get("behind") for r in rows):
+    elif any(r["behind"] for r in rows):
         out.print("\nbehind: records of its sources that a table has not seen. Catch up: [bold]lakehouse run[/]")
 
 

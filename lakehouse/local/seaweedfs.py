@@ -126,7 +126,7 @@ class SeaweedFS:
         self._child.launch(command, environment, self._folder)
 
     def wait_until_ready(self) -> None:
-        """Wait until both APIs do real work: both ports answer a moment before that.
+        """Wait until both APIs do real work: both ports answer a moment before that, and the buckets are made later still.
 
         Raises:
             Terminal: it does not answer within 20 s, or ends at once; with the end of its log.
@@ -138,7 +138,7 @@ class SeaweedFS:
         from botocore.exceptions import ClientError
 
         try:
-            _tables_client(self).create_table_bucket(name=name)
+            _client(self, "s3tables").create_table_bucket(name=name)
         except ClientError as error:
             if error.response["Error"]["Code"] != "BucketAlreadyExists":
                 raise
@@ -177,7 +177,11 @@ class SeaweedFS:
         except OSError:
             return False
         try:
-            _tables_client(self).list_table_buckets()
+            there = {b["name"] for b in _client(self, "s3tables").list_table_buckets()["tableBuckets"]}
+            if not there.issuperset(self._table_buckets):
+                return False
+            for name in self._buckets:
+                _client(self, "s3").head_bucket(Bucket=name)
         except Exception:  # botocore says it in several ways; the deadline has the last word
             return False
         return True
@@ -190,12 +194,12 @@ def _binary() -> Path:
     return Path(found)
 
 
-def _tables_client(server: SeaweedFS) -> Any:
+def _client(server: SeaweedFS, service: str) -> Any:
     import boto3
     from botocore.config import Config
 
     return boto3.client(
-        "s3tables",
+        service,
         endpoint_url=server.s3_endpoint,
         region_name=REGION,
         aws_access_key_id=server.access_key_id,
