@@ -177,7 +177,7 @@ class SeaweedFS:
         except OSError:
             return False
         try:
-            there = {b["name"] for b in _client(self, "s3tables").list_table_buckets()["tableBuckets"]}
+            there = {b["name"] for b in _client(self, "s3tables").list_table_buckets().get("tableBuckets", [])}
             if not there.issuperset(self._table_buckets):
                 return False
             for name in self._buckets:
