@@ -60,7 +60,7 @@ def test_where_names_the_files_the_sources_and_what_it_feeds(call: Callable[...,
     found = call("where", "product.events", "--json").fine().json
     assert {"catalog/product/events.yaml", "transforms/product/events.py"} <= set(found["own"])
     assert "raw.product_events" in found["made_from"]
-    assert "marts.upgrade_funnel" in found["feeds"]
+    assert "marts.upgrade_exposures" in found["feeds"]
     assert [f for f in found["own"] + found["naming"] if not (ROOT / f).is_file()] == []
     assert "  transforms/product/events.py" in call("where", "product.events").fine().out.splitlines()
 
