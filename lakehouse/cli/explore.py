@@ -324,7 +324,7 @@ def status(as_json: AsJson = False) -> None:
     if not any(r["rows"] for r in rows):
         out.print("\nThe lake is empty. Fill it: [bold]lakehouse demo[/]")
     elif any(r["behind"] for r in rows):
-        out.print("\nbehind: records of its sources that a table has not seen. Catch up: [bold]lakehouse run[/]")
+        out.print("\nbehind: records of its sources that a table has not seen. Catch up: [bold]lakehouse run[/]", soft_wrap=True)
 
 
 def _behind(lake: Lake, name: str, declared: Declaration, transforms: dict[str, Any]) -> int | None:
