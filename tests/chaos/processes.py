@@ -6,6 +6,7 @@ already: importing would be most of what a writer of a few seconds does. They di
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -60,7 +61,8 @@ class Command:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it is there to get one."""
         if self.running:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended, and the server that forked it has not said so yet
+                os.kill(self.pid, number)
             self.paused = number == signal.SIGSTOP or (self.paused and number != signal.SIGCONT)
 
     def wait(self, seconds: float) -> int | None:
