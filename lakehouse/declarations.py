@@ -339,7 +339,8 @@ def load_declarations(catalog_dir: Path) -> dict[str, Declaration]:
         raise UsageError(f"LAKEHOUSE_CATALOG_DIR: {catalog_dir} is not a folder")
     paths = [path for layer in LAYERS for path in sorted((catalog_dir / layer).glob("*.yaml"))]
     shared_path = catalog_dir / "columns.yaml"
-    return dict(_parsed(catalog_dir, tuple((p, _read_text(p)) for p in (shared_path, *paths) if p.is_file())))
+    shared = [shared_path] if shared_path.is_file() else []
+    return dict(_parsed(catalog_dir, tuple((p, _read_text(p)) for p in (*shared, *paths))))
 
 
 @lru_cache(maxsize=8)

@@ -27,8 +27,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             for name, value in environment.items():
                 patch.setenv(name, value)
             time.tzset()
-            if "COLUMNS" in environment:  # read when the console was made
-                patch.setattr(lakehouse.cli.app.out, "width", int(environment["COLUMNS"]))
+            # read when the console was made; pytest in several processes sets its own
+            patch.setattr(lakehouse.cli.app.out, "width", int(environment.get("COLUMNS", "160")))
             capsys.readouterr()
             with pytest.raises(SystemExit) as leaving:
                 lakehouse.cli.main(list(arguments))

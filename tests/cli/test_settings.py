@@ -114,7 +114,7 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "table: product.clicks",
             "table is 'product.clicks', but the file's place says 'product.events'",
         ),
-        ("primary_key: [event_id]", "primary_key: [evnt_id]", "primary_key names column 'evnt_id', which is not declared"),
+        ("primary_key: [event_id, ", "primary_key: [evnt_id, ", "primary_key names column 'evnt_id', which is not declared"),
         ("grain:", "grian:", "grian"),
         ("doc:", "doc: [", "not valid YAML"),
     ],
