@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
             rendering,
             replay,
             revenue,
+            shell,
         )
         from lakehouse.cli.app import app
 

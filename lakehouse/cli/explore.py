@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import duckdb
 import msgspec
+import pyarrow as pa
 import typer
 from rich.markup import escape
 
@@ -93,6 +94,15 @@ def sql(
     opened = lake()
     check_question(opened, text)
     found = query(opened, text, moment)
+    print_result(found, rows, as_json=as_json)
+
+
+def print_result(found: pa.Table, rows: int, *, as_json: bool) -> None:
+    """Print what a question brought: the first `rows` of it for people, or all of it as JSON.
+
+    Raises:
+        UsageError: Python has no value for a value of the result.
+    """
     shown = found if as_json else found.slice(0, rows)
     try:
         values = list(zip(*(c.to_pylist() for c in shown.columns), strict=True))

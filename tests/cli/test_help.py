@@ -21,6 +21,7 @@ from lakehouse.cli import (  # noqa: F401 - they register their commands
     rendering,
     replay,
     revenue,
+    shell,
 )
 from lakehouse.cli.app import app
 

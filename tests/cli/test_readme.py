@@ -24,6 +24,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("$ lakehouse ")
 ]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(c[1:3])[:40])
@@ -37,6 +38,14 @@ def test_its_commands_run(command: list[str], call: Callable[..., Ran]) -> None:
     ran = call(*arguments)
     assert ran.code == 0, ran.err
     assert ran.out
+
+
+@pytest.mark.usefixtures("world")
+def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(PYTHON) == 1
+    exec(compile(PYTHON[0], "README.md", "exec"), found := {})
+    assert found["table"].scan(row_filter="plan = 'pro'").count() > 0
+    assert "count_star()" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
