@@ -44,7 +44,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     """A home with a small world in it, and what the demo that made it said."""
     home = tmp_path_factory.mktemp("demo") / "home"
-    return home, finish(start(home, "demo", *SMALL))
+    return home, finish(start(home, "demo", *SMALL), 280)
 
 
 @pytest.fixture
