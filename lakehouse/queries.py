@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache, lru_cache
@@ -239,16 +239,24 @@ def parameters_of(sql: str) -> tuple[str, ...]:
     return tuple(sorted({p.name for p in sqlglot.parse_one(sql, dialect="duckdb").find_all(exp.Placeholder)}))
 
 
-def query(lake: Lake, sql: str, as_of: datetime | int | None = None, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+def query(
+    lake: Lake,
+    sql: str,
+    as_of: datetime | int | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    on_connection: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
+) -> pa.Table:
     """Run one query over the lake and return its rows.
 
     as_of: a time (each table at the snapshot that was current then) or a snapshot id (of one of the tables read: the
-    other tables at the time that snapshot was made).
+    other tables at the time that snapshot was made). on_connection: is given what `interrupt()` stops the query with.
 
     Raises:
         UsageError: the SQL is wrong, a table is missing, or no snapshot has the id.
     """
     with connect(lake.settings) as connection:
+        if on_connection:
+            on_connection(connection)
         try:
             with reaching("reading the lake"):
                 bind_lake(connection, lake, [t for t in tables_read(sql) if t in lake.declarations], as_of)

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,9 +93,30 @@ def sql(
     """
     moment = parse_as_of(as_of)
     opened = lake()
+    print_result(ask(opened, text, moment), rows, as_json=as_json)
+
+
+def ask(opened: Lake, text: str, moment: datetime | int | None) -> pa.Table:
+    """The rows of one question; Ctrl-C stops it within a moment: DuckDB looks for signals only between its (long) tasks.
+
+    Raises:
+        UsageError: see `check_question` and `query`.
+    """
     check_question(opened, text)
-    found = query(opened, text, moment)
-    print_result(found, rows, as_json=as_json)
+    running: list[duckdb.DuckDBPyConnection] = []
+    with ThreadPoolExecutor(1, "query") as worker:
+        answer = worker.submit(query, opened, text, moment, on_connection=running.append)
+        try:
+            while not answer.done():  # a signal that another thread gets does not end a wait without end
+                wait([answer], timeout=0.1)
+            return answer.result()
+        except KeyboardInterrupt:
+            while not answer.done():  # it may not have begun when it was first told
+                for connection in running:
+                    with contextlib.suppress(duckdb.Error):
+                        connection.interrupt()
+                wait([answer], timeout=0.1)
+            raise
 
 
 def print_result(found: pa.Table, rows: int, *, as_json: bool) -> None:

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Annotated
 
 import duckdb
-import pyarrow as pa
 import typer
 from rich.markup import escape
 
 from lakehouse.cli.app import app, err, lake, out, print_rows
-from lakehouse.cli.explore import check_question, describe, parse_as_of, print_result
+from lakehouse.cli.explore import ask, describe, parse_as_of, print_result
 from lakehouse.errors import LakehouseError, UsageError
 from lakehouse.lake import Lake
-from lakehouse.queries import query
 
 HISTORY, HISTORY_LINES = "shell_history", 1_000
 WORDS = "SELECT FROM WHERE GROUP BY ORDER LIMIT JOIN USING LEFT COUNT SUM AVG MIN MAX DISTINCT WITH QUALIFY DESCRIBE SUMMARIZE"
@@ -71,9 +69,8 @@ class Session:
             raise UsageError(f"no command {name!r}; see .help")
 
     def _ask(self, text: str) -> None:
-        check_question(self.lake, text)
         started = time.monotonic()
-        found = _stoppable(lambda: query(self.lake, text, self.moment))
+        found = ask(self.lake, text, self.moment)
         print_result(found, self.rows, as_json=self.mode == "json")
         if self.timer:
             err.print(f"[dim]{time.monotonic() - started:.2f} s[/]")
@@ -147,16 +144,6 @@ def _one(arguments: list[str], what: str) -> str:
     if len(arguments) != 1:
         raise UsageError(f"it takes {what}")
     return arguments[0]
-
-
-def _stoppable(ask: Callable[[], pa.Table]) -> pa.Table:
-    """DuckDB notices Ctrl-C itself and says so in an error of its own."""
-    try:
-        return ask()
-    except (duckdb.InterruptException, RuntimeError) as error:
-        if isinstance(error, duckdb.InterruptException) or "interrupt" in str(error).lower():
-            raise KeyboardInterrupt from None
-        raise
 
 
 def statements(lines: Iterator[str]) -> Iterator[str]:
