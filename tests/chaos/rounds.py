@@ -394,5 +394,5 @@ def _stopped(pid: int) -> bool:
     """Whether the process is stopped by a signal."""
     try:
         return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == "T"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it is gone, or goes while its state is read
         return False
