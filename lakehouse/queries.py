@@ -218,12 +218,8 @@ def bind_arrow(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table 
 
 
 @lru_cache(512)  # parsing takes 20 ms and more, and a run asks for the same statements in each batch
-def tables_read(sql: str) -> tuple[str, ...]:
-    """The `layer.table` names a query reads, from its own text, in lower case (SQL does not mind).
-
-    Raises:
-        UsageError: the SQL does not parse; the message says where.
-    """
+def _names_in(sql: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(tables, parameters) that a query names; see `tables_read` and `parameters_of`."""
     try:
         tree = sqlglot.parse_one(sql, dialect="duckdb")
     except sqlglot.errors.ParseError as error:
@@ -231,12 +227,22 @@ def tables_read(sql: str) -> tuple[str, ...]:
         raise UsageError(f"SQL error at line {first['line']}, column {first['col']}: {first['description']}") from None
     except sqlglot.errors.TokenError as error:
         raise UsageError(f"SQL error: {str(error).splitlines()[0]}") from None
-    return tuple(sorted({f"{t.db}.{t.name}".lower() for t in tree.find_all(exp.Table) if t.db}))
+    tables = {f"{t.db}.{t.name}".lower() for t in tree.find_all(exp.Table) if t.db}
+    return tuple(sorted(tables)), tuple(sorted({p.name for p in tree.find_all(exp.Placeholder)}))
+
+
+def tables_read(sql: str) -> tuple[str, ...]:
+    """The `layer.table` names a query reads, from its own text, in lower case (SQL does not mind).
+
+    Raises:
+        UsageError: the SQL does not parse; the message says where.
+    """
+    return _names_in(sql)[0]
 
 
 def parameters_of(sql: str) -> tuple[str, ...]:
-    """The named parameters (`$name`) of a query."""
-    return tuple(sorted({p.name for p in sqlglot.parse_one(sql, dialect="duckdb").find_all(exp.Placeholder)}))
+    """The named parameters (`$name`) of a query; raises as `tables_read` does."""
+    return _names_in(sql)[1]
 
 
 def query(
