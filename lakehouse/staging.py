@@ -7,6 +7,7 @@ import itertools
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,9 @@ LARGEST_ROW_GROUP = 1_048_576
 
 IN_PARALLEL = 100_000
 """Rows from which on partitions are sorted and encoded in two threads."""
+
+Part = tuple[PartitionKey | None, pa.Table]
+"""A partition and its rows."""
 
 MOST_OPEN_FILES = 32
 """Each takes a writer 1.3 MB of memory, and upload buffers besides; a batch of odd times touches thousands of partitions."""
@@ -83,33 +87,27 @@ def stage(table: Table, declared: Declaration, rows: pa.Table) -> list[DataFile]
     if rows.num_rows == 0:
         return []
     refuse_nulls(table, declared, rows)
-    parts = [part for _, part in _by_partition(table, rows)]
-    if rows.num_rows < IN_PARALLEL or len(parts) == 1:
-        return _stage(table, declared, parts)
-    parts.sort(key=lambda part: part.num_rows)
-    with ThreadPoolExecutor(2) as pool:  # sorting and encoding leave Python's lock alone
-        halves = [pool.submit(_stage, table, declared, parts[i::2]) for i in (0, 1)]
+    shares = [list(_by_partition(table, rows))]
+    if rows.num_rows >= IN_PARALLEL and len(shares[0]) > 1:
+        by_size = sorted(shares[0], key=lambda part: part[1].num_rows)
+        shares = [by_size[0::2], by_size[1::2]]
+    writers = [OpenFiles(table, declared) for _ in shares]
     try:
-        return [file for half in halves for file in half.result()]
+        if len(shares) == 1:
+            return _write_sorted(writers[0], shares[0], declared.sort)
+        with ThreadPoolExecutor(len(shares)) as pool:  # sorting and encoding leave Python's lock alone
+            done = pool.map(_write_sorted, writers, shares, itertools.repeat(declared.sort))
+        return [file for files in done for file in files]
     except BaseException:
-        for half in halves:
-            if half.exception() is None:
-                for file in half.result():
-                    with contextlib.suppress(Exception):  # what stays is an orphan, which maintenance removes
-                        table.io.delete(file.file_path)
+        for files in writers:
+            files.abandon()
         raise
 
 
-def _stage(table: Table, declared: Declaration, parts: Sequence[pa.Table]) -> list[DataFile]:
-    """Write the rows of some partitions, each sorted."""
-    files = OpenFiles(table, declared)
-    try:
-        for part in parts:
-            files.write(sort_rows(part, declared.sort))
-        return files.close()
-    except BaseException:
-        files.abandon()
-        raise
+def _write_sorted(files: OpenFiles, parts: Sequence[Part], by: Sequence[str]) -> list[DataFile]:
+    for key, rows in parts:
+        files.write_partition(key, sort_rows(rows, by))
+    return files.close()
 
 
 def sort_rows(rows: pa.Table, by: Sequence[str]) -> pa.Table:
@@ -185,19 +183,27 @@ class OpenFiles:
         Raises:
             Retryable: the object store failed. Terminal: it refuses.
         """
-        with reaching(f"{self._declared.table}: writing data files to {self._table.location()}"):
-            self._write(rows)
+        with self._reaching():
+            per_group = _rows_per_group(rows)
+            for key, part in _by_partition(self._table, rows):
+                self._append(key, part, per_group)
 
-    def _write(self, rows: pa.Table) -> None:
-        per_group = max(1, min(LARGEST_ROW_GROUP, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
-        for key, part in _by_partition(self._table, rows):
-            part = pa.table(part.columns, schema=self._schema)  # with field ids, and NULL only where it may be
-            for start in range(0, part.num_rows, per_group):
-                place = key.to_path() if key else ""
-                file = self._file(place, key)
-                file.parquet.write_table(part.slice(start, per_group), row_group_size=per_group)
-                if file.stream.tell() >= self._target:
-                    self._close(place)
+    def write_partition(self, key: PartitionKey | None, rows: pa.Table) -> None:
+        """The same, of rows that all lie in one partition."""
+        with self._reaching():
+            self._append(key, rows, _rows_per_group(rows))
+
+    def _append(self, key: PartitionKey | None, rows: pa.Table, per_group: int) -> None:
+        rows = pa.table(rows.columns, schema=self._schema)  # with field ids, and NULL only where it may be
+        place = key.to_path() if key else ""
+        for start in range(0, rows.num_rows, per_group):
+            file = self._file(place, key)
+            file.parquet.write_table(rows.slice(start, per_group), row_group_size=per_group)
+            if file.stream.tell() >= self._target:
+                self._close(place)
+
+    def _reaching(self) -> AbstractContextManager[None]:
+        return reaching(f"{self._declared.table}: writing data files to {self._table.location()}")
 
     def _file(self, place: str, key: PartitionKey | None) -> _Open:
         """The open file of a partition, now the last in the order in which files got rows."""
@@ -210,7 +216,7 @@ class OpenFiles:
 
     def close(self) -> list[DataFile]:
         """End all files; they are complete, and still belong to no snapshot."""
-        with reaching(f"{self._declared.table}: writing data files to {self._table.location()}"):
+        with self._reaching():
             for place in list(self._open):
                 self._close(place)
         return self._done
@@ -257,7 +263,12 @@ class OpenFiles:
         self._done.append(data_file)
 
 
-def _by_partition(table: Table, rows: pa.Table) -> Iterator[tuple[PartitionKey | None, pa.Table]]:
+def _rows_per_group(rows: pa.Table) -> int:
+    per_group: int = max(1, min(LARGEST_ROW_GROUP, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
+    return per_group
+
+
+def _by_partition(table: Table, rows: pa.Table) -> Iterator[Part]:
     """The rows of each partition of the table's present spec, in the order they have; untouched if there is but one."""
     spec, schema = table.spec(), table.schema()
     if spec.is_unpartitioned():
