@@ -7,7 +7,6 @@ true for the days that each of its topics has passed by so much; what comes late
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -21,20 +20,6 @@ NEVER = date(1, 1, 1)
 """`complete_until` of a table that has not taken up anything of one of its topics."""
 
 LOOKED_BACK = 10_000  # offsets below a position among which its last record is looked for first
-
-
-@dataclass(frozen=True)
-class Completeness:
-    """The last complete day (`NEVER`: none), and the watermark of each topic waited for (None: nothing taken up)."""
-
-    until: date
-    watermarks: dict[str, datetime | None]
-
-    def __str__(self) -> str:
-        known = ", ".join(f"{clock} is known up to {at:%Y-%m-%d %H:%M} UTC" for clock, at in self.watermarks.items() if at)
-        if self.until == NEVER:
-            return "no day is complete yet" + (f": {known}" if known else "")
-        return f"complete up to {self.until}: {known}"
 
 
 def received_until(lake: Lake, clock: str, reached: Vector, settle_seconds: int) -> datetime | None:
@@ -64,14 +49,14 @@ def received_until(lake: Lake, clock: str, reached: Vector, settle_seconds: int)
     return min(latest.values()) - timedelta(seconds=settle_seconds) if latest else None
 
 
-def completeness(lake: Lake, declared: Declaration, reached: Vector) -> Completeness:
-    """Up to which day a table that has taken up its inputs to `reached` is complete."""
+def complete_until(lake: Lake, declared: Declaration, reached: Vector) -> date:
+    """The last complete day of a table that has taken up its inputs to `reached`; `NEVER` if there is none."""
     rule = load_reference(lake.settings.catalog_dir, "ledger")[0]
-    watermarks = {w.clock: received_until(lake, w.clock, reached, rule["settle_seconds"]) for w in declared.complete}
     zone = ZoneInfo(rule["time_zone"])
-    days = [
-        (known - timedelta(hours=w.after_hours)).astimezone(zone).date() - timedelta(days=1)
-        for w in declared.complete
-        if (known := watermarks[w.clock]) is not None
-    ]
-    return Completeness(min(days) if days and len(days) == len(declared.complete) else NEVER, watermarks)
+    days = []
+    for awaited in declared.complete:
+        known = received_until(lake, awaited.clock, reached, rule["settle_seconds"])
+        if known is None:
+            return NEVER
+        days.append((known - timedelta(hours=awaited.after_hours)).astimezone(zone).date() - timedelta(days=1))
+    return min(days, default=NEVER)

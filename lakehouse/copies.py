@@ -32,7 +32,7 @@ def first_copies(
     winners = ordered.filter(place == 0).drop("__place")
     others = ordered.filter(place > 0).drop("__place")
     if others.is_empty() or not content:
-        return winners, others.clear().with_columns(pl.lit(None, pl.String).alias("differs"))
+        return winners, no_conflicts(rows)
     pairs = others.join(
         winners.select(*keys, *(pl.col(c).alias(f"__won_{c}") for c in content)),
         on=list(keys),
@@ -45,6 +45,11 @@ def first_copies(
     differs = [_differences({c: (row[c], row[f"__won_{c}"]) for c in content}) for row in suspects.iter_rows(named=True)]
     conflicts = suspects.with_columns(pl.Series("differs", differs, pl.String)).filter(pl.col("differs") != "")
     return winners, conflicts.select(*rows.columns, "differs")
+
+
+def no_conflicts(rows: pl.DataFrame) -> pl.DataFrame:
+    """What `first_copies` says of rows that do not contradict each other: none, with their columns and `differs`."""
+    return rows.clear().with_columns(pl.lit(None, pl.String).alias("differs"))
 
 
 def conflict_letters(conflicts: pl.DataFrame, received_at: str) -> pa.Table:

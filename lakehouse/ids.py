@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -27,7 +28,7 @@ UNUSED_SECONDS = 35 * 86_400
 
 
 def id_index(
-    connection: duckdb.DuckDBPyConnection, cache: Path, table: Table, file: DataFile, columns: Mapping[str, str]
+    connection: duckdb.DuckDBPyConnection, folder: Path, table: Table, file: DataFile, columns: Mapping[str, str]
 ) -> pl.DataFrame:
     """The index of one data file, sorted by its first column.
 
@@ -37,7 +38,7 @@ def id_index(
     # the hash function is DuckDB's own and may change with its version
     named = [f"{sql} AS {name}" for name, sql in columns.items()]
     name = hashlib.sha256("\0".join([duckdb.__version__, *named, file.file_path]).encode()).hexdigest()[:40]
-    path = cache / f"{name}.arrow"
+    path = folder / f"{name}.arrow"
     with contextlib.suppress(OSError, pa.ArrowInvalid):
         found = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         if found.num_rows == file.record_count:
@@ -45,8 +46,8 @@ def id_index(
             return pl.DataFrame(found)
     made = connection.execute(f"SELECT {', '.join(named)} FROM {files_sql(table, [file.file_path])} ORDER BY 1").to_arrow_table()
     made = made.combine_chunks()
-    cache.mkdir(parents=True, exist_ok=True)
-    _forget_unused(cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    _forget_unused(folder)
     part = path.with_suffix(f".{os.getpid()}.part")
     with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, made.schema) as writer:
         writer.write_table(made)
@@ -64,10 +65,11 @@ def probe(index: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
     return index[places.gather(at)].select(at.alias("at"), pl.all().exclude(known.name))
 
 
-def _forget_unused(cache: Path) -> None:
-    """Remove indexes that have not been asked for in a long time, and what a killed process left."""
+@cache
+def _forget_unused(folder: Path) -> None:
+    """Remove indexes that have not been asked for in a long time, and what a killed process left: once a process."""
     limit = time.time() - UNUSED_SECONDS
-    for entry in os.scandir(cache):
+    for entry in os.scandir(folder):
         with contextlib.suppress(OSError):
             if entry.stat().st_mtime < limit:
                 Path(entry.path).unlink()

@@ -17,7 +17,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from lakehouse.commit import Scope
-from lakehouse.completeness import completeness
+from lakehouse.completeness import complete_until
 from lakehouse.coordinates import coordinates_sql, ranges_sql
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
@@ -49,13 +49,10 @@ class Plan:
 
     def inputs(self) -> Inputs:
         """The inputs as the transform sees them."""
-        known = {"complete_until": self.complete_until} if "complete_until" in self.transform.parameters else {}
+        known: dict[str, date] = {}
+        if "complete_until" in self.transform.parameters:
+            known["complete_until"] = complete_until(self.lake, self.declared, self.reached)
         return Inputs(self.connection, self.lake.settings.catalog_dir, known)
-
-    @property
-    def complete_until(self) -> date:
-        """The last complete day once the table has reached the positions of this plan."""
-        return completeness(self.lake, self.declared, self.reached).until
 
     def bind(self, names: Iterable[str]) -> None:
         """Bind input tables, at the cut, to their names."""

@@ -234,7 +234,7 @@ def show(
         [
             [
                 c["name"],
-                c["type"] if isinstance(c["type"], str) else c["type"]["type"],
+                type_name(c["type"]),
                 "yes" if c["required"] else "",
                 c["pii"],
                 c["doc"],
@@ -244,14 +244,24 @@ def show(
         title="columns",
     )
     if found["exists"] and snapshots:
-        print_rows(
-            ["snapshot", "committed at", "kind", "added", "removed", "total"],
-            [
-                [str(s["snapshot_id"]), s["committed_at"], s["kind"], s["added_rows"], s["removed_rows"], s["total_rows"]]
-                for s in found["snapshots"][:snapshots]
-            ],
-            title=f"last snapshots, of {len(found['snapshots'])}",
-        )
+        print_snapshots(found["snapshots"][:snapshots], title=f"last snapshots, of {len(found['snapshots'])}")
+
+
+def type_name(declared: str | dict[str, Any]) -> str:
+    """The type of a column, in a word."""
+    return declared if isinstance(declared, str) else str(declared["type"])
+
+
+def print_snapshots(found: list[dict[str, Any]], title: str | None = None) -> None:
+    """The snapshots of a table, as `describe` gives them."""
+    print_rows(
+        ["snapshot", "committed at", "kind", "added", "removed", "total"],
+        [
+            [str(s["snapshot_id"]), s["committed_at"], s["kind"], s["added_rows"], s["removed_rows"], s["total_rows"]]
+            for s in found
+        ],
+        title,
+    )
 
 
 SEARCHED = ("catalog", "lakehouse", "writers", "transforms", "dags", "simulator", "tests", "benchmarks", "docs")

@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 
 from lakehouse.cli.app import app, err, lake, out, print_rows
-from lakehouse.cli.explore import ask, describe, parse_as_of, print_result
+from lakehouse.cli.explore import ask, describe, parse_as_of, print_result, print_snapshots, type_name
 from lakehouse.errors import LakehouseError, UsageError
 from lakehouse.lake import Lake
 
@@ -96,16 +96,12 @@ class Session:
     def _schema(self, arguments: list[str]) -> None:
         """the columns of a table, with their meaning"""
         declared = self.lake.declaration(_one(arguments, "TABLE"))
-        columns = [(c.name, c.type if isinstance(c.type, str) else c.type["type"], c.pii, c.doc) for c in declared.columns]
+        columns = [(c.name, type_name(c.type), c.pii, c.doc) for c in declared.columns]
         print_rows(["column", "type", "PII", "meaning"], columns)
 
     def _snapshots(self, arguments: list[str]) -> None:
         """the history of a table: what to ask as of"""
-        found = describe(self.lake, _one(arguments, "TABLE"))["snapshots"]
-        print_rows(
-            ["snapshot", "committed at", "kind", "added", "removed", "total"],
-            [(str(s["snapshot_id"]), *(s[k] for k in HISTORY_COLUMNS)) for s in found],
-        )
+        print_snapshots(describe(self.lake, _one(arguments, "TABLE"))["snapshots"])
 
     def _as_of(self, arguments: list[str]) -> None:
         """ask the lake as it was then, until the next .asof; alone it says as of when"""
@@ -135,9 +131,6 @@ class Session:
     def _quit(self, _: list[str]) -> None:
         """leave (so does Ctrl-D)"""
         self.done = True
-
-
-HISTORY_COLUMNS = ("committed_at", "kind", "added_rows", "removed_rows", "total_rows")
 
 
 def _one(arguments: list[str], what: str) -> str:

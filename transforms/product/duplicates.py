@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import duckdb
 import polars as pl
 from pyiceberg.manifest import DataFile
 
-from lakehouse.copies import conflict_letters, first_copies
+from lakehouse.copies import conflict_letters, first_copies, no_conflicts
 from lakehouse.ids import id_index, probe
 from lakehouse.plans import Plan, frame, live_files
 from lakehouse.predicates import all_of, any_of, at_least, below
@@ -33,17 +34,18 @@ CONTENT_HASH = f"(hash({', '.join(CONTENT)}) >> 1)::BIGINT"
 
 INDEXED = {"id_hash": "hash(event_id)", "received": "epoch_us(received_at)", "content": "content_hash"}
 
+DAY_US = 86_400_000_000
+
 GOOD = f"""
-SELECT * EXCLUDE (reason), {CONTENT_HASH} AS content_hash, hash(event_id) AS id_hash, epoch_us(occurred_at) // 86400000000 AS day
+SELECT * EXCLUDE (reason), {CONTENT_HASH} AS content_hash, hash(event_id) AS id_hash, epoch_us(occurred_at) // {DAY_US} AS day
 FROM parsed WHERE reason IS NULL
 """
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
 class Unique:
     """What remains of a batch. events: to be inserted. replaced: (event_id, occurred_at) of rows of the table that one of them
-    precedes. conflicts: dead letters of the copies that say something else than the one that counts."""
+    precedes. rejected: new dead letters, of the copies that say something else than the one that counts."""
 
     events: pl.DataFrame
     replaced: pl.DataFrame
@@ -71,7 +73,7 @@ def first_of_batch(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         among=pl.col("again") | pl.col("again").shift(-1, fill_value=False)
     )["among"]
     if not repeated.any():
-        return rows, rows.clear().with_columns(pl.lit(None, pl.String).alias("differs"))
+        return rows, no_conflicts(rows)
     first, conflicts = first_copies(rows.filter(repeated), keys=KEY, first_by=FIRST_BY, content=CONTENT)
     return pl.concat([rows.filter(~repeated), first]).sort("day", "id_hash"), conflicts
 
@@ -98,13 +100,13 @@ def _against_table(plan: Plan, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
             unsure_files.append(file)
     none = events.select("event_id", "occurred_at").clear()
     if not found:
-        return events, none, events.clear().with_columns(pl.lit(None, pl.String).alias("differs"))
+        return events, none, no_conflicts(events)
     hits = pl.concat(found).group_by("at").agg(pl.col("later").all())
     fresh = (
         events.with_row_index("__at").join(hits, left_on=pl.col("__at").cast(pl.Int64), right_on="at", how="anti").drop("__at")
     )
     if not unsure_files:
-        return fresh, none, events.clear().with_columns(pl.lit(None, pl.String).alias("differs"))
+        return fresh, none, no_conflicts(events)
     suspects = events[hits.filter(~pl.col("later"))["at"].sort()]
     insert, replaced, conflicts = _compared(plan, suspects, unsure_files)
     return pl.concat([fresh, insert], how="vertical_relaxed"), replaced, conflicts
@@ -123,8 +125,8 @@ def _files_of(plan: Plan, days: Sequence[int]) -> list[DataFile]:
     )
 
 
-def _time(day: int) -> object:
-    return pl.Series([day * DAY_US]).cast(pl.Datetime("us", "UTC"))[0]
+def _time(day: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(days=day)
 
 
 def _compared(plan: Plan, new: pl.DataFrame, files: Sequence[DataFile]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
