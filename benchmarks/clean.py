@@ -12,7 +12,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -90,13 +90,9 @@ def _lay_down(lake: Lake, known: int, customers: int, say: Callable[[str], None]
     begin = END - 30 * 86_400
     _commit(lake, "billing.workspace_customer_history", [_rows(OWNERS, begin=begin, customers=customers)])
     _commit(lake, "billing.plan_timeline", [_rows(_timeline_sql(lake), begin=begin, customers=customers)])
-    parts = []
-    for first in range(0, known, CHUNK):
-        say(f"laying down {first:,} of {known:,} earlier events")
-        last = min(first + CHUNK, known)
-        span = {"end": END, "window": WINDOW, "known": known, "customers": customers, "topic": TOPIC}
-        parts += stage(lake.open_for_write(TABLE), lake.declaration(TABLE), _rows(EARLIER, first=first, last=last, **span))
-    commit(lake.open_for_write(TABLE), lake.run, Change(TABLE, {}, {}, add=parts))
+    _commit(
+        lake, TABLE, _chunks(EARLIER, 0, known, known, customers, lambda done: say(f"laying down {done:,} of {known:,} events"))
+    )
 
 
 def _timeline_sql(lake: Lake) -> str:
@@ -117,17 +113,27 @@ def _timeline_sql(lake: Lake) -> str:
     return f"SELECT {columns} FROM range($customers) AS t(n), range(10) AS s(k)"
 
 
-def _commit(lake: Lake, name: str, rows: list[pa.Table]) -> None:
+def _chunks(
+    sql: str, first: int, last: int, known: int, customers: int, say: Callable[[int], None] = lambda _: None
+) -> Iterator[pa.Table]:
+    """The rows of EARLIER or PAYLOADS from `first` to before `last`, CHUNK at a time."""
+    span = {"end": END, "window": WINDOW, "known": known, "customers": customers, "topic": TOPIC}
+    for a in range(first, last, CHUNK):
+        say(a)
+        yield _rows(sql, first=a, last=min(a + CHUNK, last), **span)
+
+
+def _commit(lake: Lake, name: str, rows: Iterable[pa.Table]) -> None:
     table, declared = lake.open_for_write(name), lake.declaration(name)
     commit(table, lake.run, Change(name, {}, {}, add=[f for part in rows for f in stage(table, declared, part)]))
 
 
 def _feed(lake: Lake, first: int, last: int, known: int, customers: int) -> None:
-    span = {"end": END, "window": WINDOW, "known": known, "customers": customers, "topic": TOPIC}
-    for a in range(first, last, CHUNK):
-        b = min(a + CHUNK, last)
-        rows = _rows(PAYLOADS, first=a, last=b, **span)
-        append_rows(lake, "raw.product_events", rows, {(TOPIC, 0): a}, {(TOPIC, 0): b}, {TOPIC: "bench"})
+    at = first
+    for rows in _chunks(PAYLOADS, first, last, known, customers):
+        end = at + rows.num_rows
+        append_rows(lake, "raw.product_events", rows, {(TOPIC, 0): at}, {(TOPIC, 0): end}, {TOPIC: "bench"})
+        at = end
 
 
 def _work(lake: Lake, events: int) -> tuple[float, float]:
@@ -144,8 +150,12 @@ def _work(lake: Lake, events: int) -> tuple[float, float]:
     return seconds, cpu
 
 
+def _batch(scale: float) -> int:
+    return max(20, int(BATCH * scale)) // 20 * 20
+
+
 def _measure(home: Path, known: int, events: int, scale: float, say: Callable[[str], None]) -> tuple[float, float]:
-    batch = max(20, int(BATCH * scale)) // 20 * 20
+    batch = _batch(scale)
     customers = max(100, int(CUSTOMERS * scale))
     lake = open_lake(Settings(home=home, batch_rows=batch, duckdb_memory="2GB"), Run("bench", "bench"))  # type: ignore[call-arg]
     _lay_down(lake, known, customers, say)
@@ -165,7 +175,7 @@ def one_run(scale: float, say: Callable[[str], None]) -> dict[str, float]:
         seconds, cpu = _measure(Path(home), int(KNOWN * scale), events, scale, say)
     found |= {"events_per_second": round(events / seconds), "cpu_us_per_event": round(cpu * 1e6 / events, 2)}
     found["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    batch = max(20, int(BATCH * scale)) // 20 * 20
+    batch = _batch(scale)
     for name, known in (("20m", SMALL), ("200m", LARGE)):
         with tempfile.TemporaryDirectory(prefix="bench-clean-") as home:
             seconds, _ = _measure(Path(home), int(known * scale), batch, scale, say)
