@@ -1,11 +1,12 @@
 """Golden cases: `tests/cases/<layer>/<table>/<behaviour>.yaml` says what is given and what the table must hold.
 
 A case runs the transforms alone, in memory: tables that are not given are built from those that are, as in production. Each
-case is run with its rows in the order given and reversed: the answer must not depend on it (tests/properties try every other).
+case is run with its rows in the order given, reversed and shuffled: the answer must not depend on it.
 """
 
 from __future__ import annotations
 
+import random
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,27 +40,29 @@ def table_of(declared: Declaration, rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{f.name: r.get(f.name) for f in nullable} for r in parsed], schema=nullable)
 
 
-def run_case(case: dict[str, Any], table: str, *, backwards: bool) -> tuple[pa.Table, Built]:
+def run_case(case: dict[str, Any], table: str, shuffle: int) -> tuple[pa.Table, Built]:
     """Build `table` from what the case gives."""
     settings = load_settings()
     declarations = load_declarations(settings.catalog_dir)
     given: dict[str, pa.Table] = {}
     for name, rows in case["given"].items():
         full = [raw_row(r, i) if name == "raw.stripe_events" else {"offset": i, **r} for i, r in enumerate(rows)]
-        if backwards:
+        if shuffle == 1:
             full.reverse()
+        elif shuffle > 1:
+            random.Random(shuffle).shuffle(full)
         given[name] = table_of(declarations[name], full)
 
     built = build_tables(settings, given, [table], PARAMETERS | case.get("parameters", {}))[table]
     return built.rows, built
 
 
-@pytest.mark.parametrize("backwards", [False, True], ids=["given", "reversed"])
+@pytest.mark.parametrize("shuffle", [0, 1, 2, 3], ids=["given", "reversed", "shuffled", "shuffled2"])
 @pytest.mark.parametrize("path", CASES, ids=[f"{p.parent.parent.name}.{p.parent.name}-{p.stem}" for p in CASES])
-def test_case(path: Path, backwards: bool) -> None:
+def test_case(path: Path, shuffle: int) -> None:
     case = yaml.safe_load(path.read_text("utf-8"))
     assert set(case) <= {"doc", "given", "parameters", "expect", "rejected"}, "unknown key in the case"
-    rows, built = run_case(case, f"{path.parent.parent.name}.{path.parent.name}", backwards=backwards)
+    rows, built = run_case(case, f"{path.parent.parent.name}.{path.parent.name}", shuffle)
     expected = case["expect"]
     columns = list(expected[0]) if expected else []
     found = [{c: show(r[c]) for c in columns} for r in rows.to_pylist()]
