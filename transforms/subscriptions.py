@@ -1,22 +1,68 @@
-"""Subscription states in event order, with plan and billing status: shared by the current and the history table."""
+"""Subscription states in event order, with plan, billing status and monthly value: of the current and the history table."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from lakehouse.transforms import Inputs
-from transforms.versions import ordered_versions
+from transforms.versions import ordered_versions, unnested
+
+VERSION = ["account", "object_id", "created_at", "sequence"]
+
+OF_ITS_PLAN = (
+    "price_id",
+    "product_id",
+    "quantity",
+    "currency",
+    "unit_amount_minor",
+    "billing_interval",
+    "billing_interval_count",
+    "usage_type",
+    "current_period_start",
+    "current_period_end",
+)
+"""What a subscription has from the one of its items that is its plan."""
+
+MONTHLY = """
+WITH a_year AS (
+    SELECT
+        account, object_id, created_at, sequence,
+        $count_metered OR usage_type IS DISTINCT FROM 'metered' AS counts,
+        -- in trillionths of a minor unit: Stripe gives up to twelve decimals. A year has 12 months, 52 weeks or 365 days
+        CAST(coalesce(TRY_CAST(unit_amount_decimal AS DECIMAL(38, 12)), unit_amount_minor) * 1000000000000 AS HUGEINT) * quantity
+            * CASE billing_interval WHEN 'month' THEN 12 WHEN 'year' THEN 1 WHEN 'week' THEN 52 WHEN 'day' THEN 365 END AS value,
+        CAST(billing_interval_count AS HUGEINT) * 12000000000000 AS months
+    FROM __items
+)
+SELECT
+    account, object_id, created_at, sequence,
+    CASE WHEN bool_or(counts) THEN CAST(sum((2 * value + months) // (2 * months)) FILTER (WHERE counts) AS BIGINT) ELSE 0 END
+        AS monthly_minor
+FROM a_year
+GROUP BY account, object_id, created_at, sequence
+"""
 
 
 def subscription_states(inputs: Inputs) -> pl.DataFrame:
-    """Every state of every subscription: its columns in catalog/reference/stripe_objects.yaml, plan, plan_rank, billing_status.
+    """Every state of every subscription: its columns in catalog/reference/stripe_objects.yaml, and what follows from them.
+
+    billing_status (catalog/reference/statuses.yaml). plan, plan_rank: of the item that sells the highest plan; where none sells
+    one of ours, the first item stands for the subscription. monthly_minor: the monthly value of all its items that count
+    (catalog/reference/mrr.yaml), each rounded half up; 0 if none counts, NULL if no price of those that do is known.
 
     Sorted by account, subscription_id, created_at (of the event), sequence.
     """
     plans = pl.DataFrame(inputs.reference("plans"))
     statuses = pl.DataFrame(inputs.reference("statuses")).select("status", "billing_status")
+    versions = ordered_versions(inputs, "subscription", lists=["items"])
+    # of a single item the subscription's own columns say it all, unless its price is a fraction of a minor unit
+    first, second = (pl.col("items").str.json_path_match(f"$[{i}]").is_not_null() for i in (0, 1))
+    parted = (second | (first & pl.col("unit_amount_minor").is_null())).fill_null(value=False)
+    items = unnested(inputs, versions.filter(parted), "subscription", "items")
+    monthly = _monthly(inputs, pl.concat([versions.filter(~parted), items], how="diagonal_relaxed"))
     return (
-        ordered_versions(inputs, "subscription")
+        _with_its_plan(versions.drop("items"), items, plans)
+        .join(monthly, on=VERSION, how="left", maintain_order="left")
         .rename({"object_id": "subscription_id"})
         .with_columns(
             pl.col("pause_collection").is_not_null().alias("collection_paused"),
@@ -25,3 +71,23 @@ def subscription_states(inputs: Inputs) -> pl.DataFrame:
         .join(plans, on="product_id", how="left", maintain_order="left")
         .join(statuses, on="status", how="left", maintain_order="left")
     )
+
+
+def _with_its_plan(versions: pl.DataFrame, items: pl.DataFrame, plans: pl.DataFrame) -> pl.DataFrame:
+    """The versions, with OF_ITS_PLAN from the item that sells the highest plan; of equal ones the one that Stripe lists first."""
+    best = (
+        items.join(plans, on="product_id", maintain_order="left")
+        .sort("plan_rank", descending=True, maintain_order=True)
+        .unique(VERSION, keep="first", maintain_order=True)
+        .select(*VERSION, *(pl.col(c).alias(f"__{c}") for c in OF_ITS_PLAN), __found=True)
+    )
+    chosen = [pl.when("__found").then(f"__{c}").otherwise(c).alias(c) for c in OF_ITS_PLAN]
+    return versions.join(best, on=VERSION, how="left", maintain_order="left").with_columns(chosen).select(versions.columns)
+
+
+def _monthly(inputs: Inputs, items: pl.DataFrame) -> pl.DataFrame:
+    """Columns VERSION, monthly_minor of items (VERSION, and how each is priced)."""
+    (mrr,) = inputs.reference("mrr")
+    inputs.connection.register("__items", items.to_arrow())
+    found = inputs.connection.execute(MONTHLY, {"count_metered": mrr["count_metered"]})
+    return pl.DataFrame(found.to_arrow_table())

@@ -13,6 +13,8 @@ PRICES = {
     "pro": ("price_pro", "prod_streamforge_pro", 19900, "month"),
     "pro_year": ("price_pro_year", "prod_streamforge_pro", 199000, "year"),
     "enterprise": ("price_enterprise", "prod_streamforge_enterprise", 99900, "month"),
+    "support": ("price_support", "prod_streamforge_support", 52000, "year"),
+    "minutes": ("price_minutes", "prod_streamforge_minutes", None, "month"),
 }
 OLD, BASIL = "2024-06-20", "2025-03-31.basil"
 
@@ -22,19 +24,24 @@ def epoch(text: str) -> int:
     return int(datetime.fromisoformat(text).timestamp())
 
 
+def subscription_item(number: int, part: dict[str, Any], of: dict[str, Any]) -> dict[str, Any]:
+    """One item of the subscription `of`."""
+    price_id, product, amount, interval = PRICES[part.get("price", "starter")]
+    recurring = {"interval": interval, "interval_count": 1}
+    recurring |= {"usage_type": part["usage_type"]} if "usage_type" in part else {}
+    price = {"id": price_id, "object": "price", "currency": of.get("currency", "usd"), "product": product, "recurring": recurring}
+    price |= {"unit_amount": amount} | {k: part[k] for k in ("unit_amount", "unit_amount_decimal") if k in part}
+    found = {"id": f"si_{number}", "object": "subscription_item", "price": price}
+    return found | ({"quantity": part.get("quantity", 1)} if part.get("usage_type") != "metered" else {})
+
+
 def subscription(spec: dict[str, Any], shape: str) -> dict[str, Any]:
-    """A subscription object; `spec`: id, customer, status, price (a name of PRICES), quantity and any further field."""
-    price_id, product, amount, interval = PRICES[spec.get("price", "starter")]
-    price = {
-        "id": price_id,
-        "object": "price",
-        "currency": spec.get("currency", "usd"),
-        "product": product,
-        "unit_amount": amount,
-        "recurring": {"interval": interval, "interval_count": 1}
-        | ({"usage_type": spec["usage_type"]} if "usage_type" in spec else {}),
-    }
-    item: dict[str, Any] = {"id": "si_1", "object": "subscription_item", "price": price, "quantity": spec.get("quantity", 1)}
+    """A subscription object; `spec`: id, customer, status, price (a name of PRICES), quantity and any further field.
+
+    Or `items`: for each its price, quantity, usage_type and what its price has besides.
+    """
+    items = [subscription_item(i, part, spec) for i, part in enumerate(spec.get("items", [spec]), start=1)]
+    item, price = items[0], items[0]["price"]
     found: dict[str, Any] = {
         "id": spec.get("id", "sub_1"),
         "object": "subscription",
@@ -44,11 +51,12 @@ def subscription(spec: dict[str, Any], shape: str) -> dict[str, Any]:
         "pause_collection": spec.get("pause_collection"),
         "currency": spec.get("currency", "usd"),
         "start_date": epoch(spec.get("start", "2026-01-01T00:00:00Z")),
-        "items": {"object": "list", "data": [item]},
+        "items": {"object": "list", "data": items},
     }
     if shape == OLD:
-        found |= {"plan": {"id": price_id, "object": "plan", "amount": amount, "product": product, "interval": interval}}
-        found |= {"quantity": item["quantity"], "current_period_end": epoch("2026-02-01T00:00:00Z")}
+        plan = {"id": price["id"], "object": "plan", "amount": price["unit_amount"], "product": price["product"]}
+        found |= {"plan": plan | {"interval": price["recurring"]["interval"]}}
+        found |= {"quantity": item.get("quantity"), "current_period_end": epoch("2026-02-01T00:00:00Z")}
     else:
         item["current_period_end"] = epoch("2026-02-01T00:00:00Z")
     return found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from itertools import pairwise
+from math import floor
 from typing import Any
 
 import pyarrow as pa
@@ -30,9 +33,7 @@ states = st.fixed_dictionaries(
         "status": st.sampled_from(sorted(STATUSES)),
         "plan": st.sampled_from([None, "starter", "pro", "enterprise"]),
         "quantity": st.integers(1, 3),
-        "unit_amount_minor": st.sampled_from([None, 0, 100, 4900, 199_000]),
-        "billing_interval": st.sampled_from(["day", "week", "month", "year"]),
-        "billing_interval_count": st.sampled_from([1, 2, 3]),
+        "monthly_minor": st.sampled_from([None, 0, 100, 4900, 199_000]),
         "currency": st.sampled_from(["usd", "usd", "eur"]),
         "collection_paused": st.booleans(),
     }
@@ -45,9 +46,7 @@ PRO = {
     "status": "active",
     "plan": "pro",
     "quantity": 1,
-    "unit_amount_minor": 100,
-    "billing_interval": "month",
-    "billing_interval_count": 1,
+    "monthly_minor": 100,
     "currency": "usd",
     "collection_paused": False,
 }
@@ -81,23 +80,13 @@ def history(customer: list[list[tuple[int, dict[str, Any]]]]) -> list[dict[str, 
     return found
 
 
-def build(table: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    source = "billing.subscription_history"
+def build(table: str, rows: list[dict[str, Any]], source: str = "billing.subscription_history") -> list[dict[str, Any]]:
     schema = schema_to_pyarrow(DECLARED[source].schema(), include_field_ids=False)
     nullable = pa.schema([f.with_nullable(True) for f in schema])
     with connect(SETTINGS) as connection:
         given_rows = [{f.name: r.get(f.name) for f in nullable} for r in rows]
         bind_arrow(connection, source, pa.Table.from_pylist(given_rows, schema=nullable))
         return TRANSFORMS[table].build(Inputs(connection, SETTINGS.catalog_dir)).rows.to_pylist()
-
-
-def monthly(row: dict[str, Any]) -> int | None:
-    """Monthly value by exact fractions, rounded half up."""
-    if row["unit_amount_minor"] is None:
-        return None
-    a_year = {"day": 365, "week": 52, "month": 12, "year": 1}[row["billing_interval"]]
-    amount, months = row["unit_amount_minor"] * row["quantity"] * a_year, 12 * row["billing_interval_count"]
-    return (2 * amount + months) // (2 * months)
 
 
 @given(customers)
@@ -124,7 +113,7 @@ def test_at_every_moment_the_best_subscription_is_in_force(customer):
         assert len(found) == 1
         for column in ("subscription_id", "plan", "billing_status", "price_id", "quantity", "currency"):
             assert found[0][column] == best[column]
-        assert found[0]["mrr_minor"] == (monthly(best) if best["status"] in ("active", "past_due") else 0)
+        assert found[0]["mrr_minor"] == (best["monthly_minor"] if best["status"] in ("active", "past_due") else 0)
 
 
 @given(customers)
@@ -139,7 +128,7 @@ def test_movements_sum_to_the_mrr_of_every_day(customer):
         for day in (START.date() + timedelta(days=n) for n in range(int(MOMENTS * STEP / timedelta(days=1)) + 2)):
             end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
             true = sum(
-                monthly(r) or 0
+                r["monthly_minor"] or 0
                 for r in rows
                 if r["currency"] == currency
                 and r["status"] in ("active", "past_due")
@@ -154,3 +143,76 @@ def test_movements_sum_to_the_mrr_of_every_day(customer):
                 assert m["movement"] == (kind or ("expansion" if true > total else "contraction"))
             total, ever = true, max(ever, true)
         assert sum(m["change_minor"] for m in own) == total
+
+
+# (unit_amount, unit_amount_decimal): Stripe gives the first where the price is a whole number of minor units; tiers have neither
+amounts = st.one_of(
+    st.just((None, None)),
+    st.integers(0, 10**9).map(lambda n: (n, None)),
+    st.integers(0, 10**9).map(lambda n: (n, str(n))),
+    st.decimals(0, 10**6, places=12).map(lambda d: (None, f"{d:f}")),
+)
+items_of_one = st.fixed_dictionaries(
+    {
+        "product_id": st.sampled_from(
+            ["prod_other", "prod_streamforge_starter", "prod_streamforge_pro", "prod_streamforge_enterprise"]
+        ),
+        "quantity": st.integers(0, 1000),
+        "amount": amounts,
+        "billing_interval": st.sampled_from(["day", "week", "month", "year"]),
+        "billing_interval_count": st.integers(1, 6),
+        "usage_type": st.sampled_from([None, "licensed", "licensed", "metered"]),
+    }
+)
+
+
+def monthly(item: dict[str, Any]) -> int | None:
+    """The monthly value of one item by exact fractions, rounded half up."""
+    price = next((a for a in item["amount"] if a is not None), None)
+    if price is None:
+        return None
+    a_year = {"day": 365, "week": 52, "month": 12, "year": 1}[item["billing_interval"]]
+    return floor(Fraction(price) * item["quantity"] * a_year / (12 * item["billing_interval_count"]) + Fraction(1, 2))
+
+
+@given(st.lists(st.lists(items_of_one, min_size=1, max_size=4), min_size=1, max_size=12))
+def test_the_items_of_a_subscription_make_its_plan_and_its_monthly_value(listed):
+    versions = []
+    for number, items in enumerate(listed):
+        parts = [
+            {
+                "subscription_item_id": f"si_{i}",
+                "currency": "usd",
+                "unit_amount_minor": item["amount"][0],
+                "unit_amount_decimal": item["amount"][1],
+                **{name: value for name, value in item.items() if name != "amount"},
+            }
+            for i, item in enumerate(items)
+        ]
+        own = {k: v for k, v in parts[0].items() if k not in ("subscription_item_id", "unit_amount_decimal")}
+        state = {"customer_id": "cus_1", "status": "active", **own, "items": parts}
+        versions.append(
+            {
+                "account": "platform",
+                "livemode": True,
+                "object_type": "subscription",
+                "object_id": f"sub_{number:02}",
+                "event_id": f"evt_{number}",
+                "event_type": "customer.subscription.created",
+                "created_at": START,
+                "recorded_at": START,
+                "deleted": False,
+                "rank": 0,
+                "state": json.dumps(state),
+                "previous": "{}",
+            }
+        )
+    found = sorted(build("billing.subscription_history", versions, "billing.event_versions"), key=lambda r: r["subscription_id"])
+    assert len(found) == len(listed)
+    for row, items in zip(found, listed, strict=True):
+        plans = {"prod_streamforge_starter": 1, "prod_streamforge_pro": 2, "prod_streamforge_enterprise": 3}
+        its_plan = max(items, key=lambda item: plans.get(item["product_id"], 0))
+        assert (row["plan_rank"], row["quantity"]) == (plans.get(its_plan["product_id"]), its_plan["quantity"])
+        counted = [monthly(item) for item in items if item["usage_type"] != "metered"]
+        known = [value for value in counted if value is not None]
+        assert row["monthly_minor"] == (sum(known) if known or not counted else None)

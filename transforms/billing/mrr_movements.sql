@@ -3,16 +3,10 @@
 -- day that is the MRR at the end of each day, so the movements add up to it by construction.
 WITH monthly AS (
     SELECT
-        h.account, h.customer_id, h.currency, h.plan, h.plan_rank, h.valid_from, h.valid_to,
-        -- in integers, rounded half up, each subscription by itself; of a week or day, a month is a twelfth of 52 or 365
-        (2 * h.unit_amount_minor * h.quantity
-            * CASE h.billing_interval WHEN 'month' THEN 1 WHEN 'year' THEN 1 WHEN 'week' THEN 52 WHEN 'day' THEN 365 END
-            + h.billing_interval_count * CASE h.billing_interval WHEN 'month' THEN 1 ELSE 12 END)
-        // (2 * h.billing_interval_count * CASE h.billing_interval WHEN 'month' THEN 1 ELSE 12 END) AS value_minor
+        h.account, h.customer_id, h.currency, h.plan, h.plan_rank, h.valid_from, h.valid_to, h.monthly_minor AS value_minor
     FROM billing.subscription_history AS h
     CROSS JOIN reference.mrr AS r
     WHERE list_contains(r.counted_statuses, h.status) AND (r.count_paused_collection OR NOT h.collection_paused)
-        AND (r.count_metered OR h.usage_type IS DISTINCT FROM 'metered')
 ),
 steps AS (
     SELECT account, customer_id, currency, valid_from AS at, value_minor FROM monthly

@@ -6,12 +6,13 @@ WITH intervals AS (
         h.account, h.customer_id, h.subscription_id, h.plan, h.plan_rank, h.price_id, h.billing_status, h.quantity, h.currency,
         h.valid_from, h.valid_to, s.preference,
         min(h.valid_from) OVER (PARTITION BY h.account, h.subscription_id) AS began_at,
-        -- of `months` months, or for weeks and days of as many years: a month is a twelfth of 52 weeks or 365 days
-        h.unit_amount_minor * h.quantity
-            * CASE h.billing_interval WHEN 'month' THEN 1 WHEN 'year' THEN 1 WHEN 'week' THEN 52 WHEN 'day' THEN 365 END AS amount_minor,
-        h.billing_interval_count * CASE h.billing_interval WHEN 'month' THEN 1 ELSE 12 END AS months
+        CASE
+            WHEN list_contains(r.counted_statuses, h.status) AND (r.count_paused_collection OR NOT h.collection_paused) THEN h.monthly_minor
+            ELSE 0
+        END AS mrr_minor
     FROM billing.subscription_history AS h
     JOIN reference.statuses AS s ON s.status = h.status
+    CROSS JOIN reference.mrr AS r
 ),
 boundaries AS (
     SELECT account, customer_id, valid_from AS boundary FROM intervals
@@ -21,10 +22,7 @@ boundaries AS (
 in_force AS (
     SELECT
         b.boundary, i.account, i.customer_id, i.subscription_id, i.plan, i.plan_rank, i.price_id, i.billing_status, i.quantity,
-        i.currency,
-        -- in integers, rounded half up; a price that is not known gives NULL and not 0
-        CASE WHEN i.billing_status IN ('active', 'past_due') THEN (2 * i.amount_minor + i.months) // (2 * i.months) ELSE 0 END
-            AS mrr_minor
+        i.currency, i.mrr_minor
     FROM boundaries AS b
     JOIN intervals AS i
         ON i.account = b.account AND i.customer_id = b.customer_id

@@ -27,6 +27,7 @@ TRACKED = (
     "billing_interval",
     "billing_interval_count",
     "usage_type",
+    "monthly_minor",
 )
 
 SCD2: Roles = {
