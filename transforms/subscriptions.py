@@ -9,34 +9,22 @@ from transforms.versions import ordered_versions, unnested
 
 VERSION = ["account", "object_id", "created_at", "sequence"]
 
-OF_ITS_PLAN = (
-    "price_id",
-    "product_id",
-    "quantity",
-    "currency",
-    "unit_amount_minor",
-    "billing_interval",
-    "billing_interval_count",
-    "usage_type",
-    "current_period_start",
-    "current_period_end",
-)
-"""What a subscription has from the one of its items that is its plan."""
-
 MONTHLY = """
 WITH a_year AS (
     SELECT
         account, object_id, created_at, sequence,
         $count_metered OR usage_type IS DISTINCT FROM 'metered' AS counts,
         -- in trillionths of a minor unit: Stripe gives up to twelve decimals. A year has 12 months, 52 weeks or 365 days
-        CAST(coalesce(TRY_CAST(unit_amount_decimal AS DECIMAL(38, 12)), unit_amount_minor) * 1000000000000 AS HUGEINT) * quantity
-            * CASE billing_interval WHEN 'month' THEN 12 WHEN 'year' THEN 1 WHEN 'week' THEN 52 WHEN 'day' THEN 365 END AS value,
+        try(
+            CAST(coalesce(CAST(unit_amount_decimal AS DECIMAL(38, 12)), unit_amount_minor) * 1000000000000 AS HUGEINT) * quantity
+            * CASE billing_interval WHEN 'month' THEN 12 WHEN 'year' THEN 1 WHEN 'week' THEN 52 WHEN 'day' THEN 365 END
+        ) AS value,
         CAST(billing_interval_count AS HUGEINT) * 12000000000000 AS months
     FROM __items
 )
 SELECT
     account, object_id, created_at, sequence,
-    CASE WHEN bool_or(counts) THEN CAST(sum((2 * value + months) // (2 * months)) FILTER (WHERE counts) AS BIGINT) ELSE 0 END
+    CASE WHEN bool_or(counts) THEN TRY_CAST(sum((2 * value + months) // (2 * months)) FILTER (WHERE counts) AS BIGINT) ELSE 0 END
         AS monthly_minor
 FROM a_year
 GROUP BY account, object_id, created_at, sequence
@@ -46,9 +34,8 @@ GROUP BY account, object_id, created_at, sequence
 def subscription_states(inputs: Inputs) -> pl.DataFrame:
     """Every state of every subscription: its columns in catalog/reference/stripe_objects.yaml, and what follows from them.
 
-    billing_status (catalog/reference/statuses.yaml). plan, plan_rank: of the item that sells the highest plan; where none sells
-    one of ours, the first item stands for the subscription. monthly_minor: the monthly value of all its items that count
-    (catalog/reference/mrr.yaml), each rounded half up; 0 if none counts, NULL if no price of those that do is known.
+    plan, plan_rank; billing_status; monthly_minor: the monthly value of all its items that count (catalog/reference/mrr.yaml),
+    each rounded half up; 0 if none counts, NULL if no price of those that do is known.
 
     Sorted by account, subscription_id, created_at (of the event), sequence.
     """
@@ -61,7 +48,7 @@ def subscription_states(inputs: Inputs) -> pl.DataFrame:
     items = unnested(inputs, versions.filter(parted), "subscription", "items")
     monthly = _monthly(inputs, pl.concat([versions.filter(~parted), items], how="diagonal_relaxed"))
     return (
-        _with_its_plan(versions.drop("items"), items, plans)
+        versions.drop("items")
         .join(monthly, on=VERSION, how="left", maintain_order="left")
         .rename({"object_id": "subscription_id"})
         .with_columns(
@@ -71,18 +58,6 @@ def subscription_states(inputs: Inputs) -> pl.DataFrame:
         .join(plans, on="product_id", how="left", maintain_order="left")
         .join(statuses, on="status", how="left", maintain_order="left")
     )
-
-
-def _with_its_plan(versions: pl.DataFrame, items: pl.DataFrame, plans: pl.DataFrame) -> pl.DataFrame:
-    """The versions, with OF_ITS_PLAN from the item that sells the highest plan; of equal ones the one that Stripe lists first."""
-    best = (
-        items.join(plans, on="product_id", maintain_order="left")
-        .sort("plan_rank", descending=True, maintain_order=True)
-        .unique(VERSION, keep="first", maintain_order=True)
-        .select(*VERSION, *(pl.col(c).alias(f"__{c}") for c in OF_ITS_PLAN), __found=True)
-    )
-    chosen = [pl.when("__found").then(f"__{c}").otherwise(c).alias(c) for c in OF_ITS_PLAN]
-    return versions.join(best, on=VERSION, how="left", maintain_order="left").with_columns(chosen).select(versions.columns)
 
 
 def _monthly(inputs: Inputs, items: pl.DataFrame) -> pl.DataFrame:
