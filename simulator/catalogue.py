@@ -22,7 +22,7 @@ UPGRADE_SIGNALS = {"pro": ("export_4k", "live_stream", "brand_kit"), "enterprise
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A Stripe price. `unit_minor`: cents for one seat and one interval."""
+    """A Stripe price. `unit_minor`: cents for one seat and one interval; without an interval, for one unit of what is metered."""
 
     id: str
     product_id: str
@@ -30,24 +30,42 @@ class Price:
     currency: str
     interval: str
     unit_minor: int
-    usage_type: str = "licensed"
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A Stripe product; `plan` is empty for the metered add-on."""
+    """A Stripe product; `plan` is empty for what is billed by use."""
 
     id: str
     plan: str
     name: str
     description: str
+    unit: str = "seat"
 
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What is billed by use: the events that count, the number in their properties, and how much of it is one unit."""
+
+    name: str
+    event_name: str
+    measure: str
+    per_unit: int
+    product: str
+    unit_minor: int
+
+
+METRICS = (
+    Metric("minutes_streamed", "video_played", "duration_ms", 60_000, "minutes", 2),
+    Metric("storage_gb", "upload_completed", "bytes", 1_000_000_000, "storage", 7),
+)
 
 PRODUCTS = (
     Product("prod_streamforge_starter", "starter", "StreamForge Starter", "Host and share video"),
     Product("prod_streamforge_pro", "pro", "StreamForge Pro", "Branding, 4K and live"),
     Product("prod_streamforge_enterprise", "enterprise", "StreamForge Enterprise", "Security and control"),
-    Product("prod_streamforge_minutes", "", "StreamForge Minutes", "Extra streaming minutes, metered"),
+    Product("prod_streamforge_minutes", "", "StreamForge Minutes", "Minutes streamed", "minute"),
+    Product("prod_streamforge_storage", "", "StreamForge Storage", "Gigabytes uploaded", "gigabyte"),
 )
 
 
@@ -56,7 +74,12 @@ def price_id(plan: str, interval: str, currency: str) -> str:
     return f"price_{plan}_{interval}_{currency}"
 
 
-def _plan_prices() -> dict[str, Price]:
+def metered_price_id(metric: Metric, currency: str) -> str:
+    """The id of the price of one unit of what is billed by use, e.g. `price_minutes_usd`."""
+    return f"price_{metric.product}_{currency}"
+
+
+def _prices() -> dict[str, Price]:
     prices = {}
     for plan in PLANS:
         for interval, factor in (("month", 1), ("year", YEARLY_FACTOR)):
@@ -64,10 +87,11 @@ def _plan_prices() -> dict[str, Price]:
                 key = price_id(plan, interval, currency)
                 amount = MONTHLY_MINOR[plan] * factor
                 prices[key] = Price(key, f"prod_streamforge_{plan}", plan, currency, interval, amount)
-    for currency in CURRENCIES:
-        key = f"price_minutes_month_{currency}"
-        prices[key] = Price(key, "prod_streamforge_minutes", "", currency, "month", 2, usage_type="metered")
+    for metric in METRICS:
+        for currency in CURRENCIES:
+            key = metered_price_id(metric, currency)
+            prices[key] = Price(key, f"prod_streamforge_{metric.product}", "", currency, "", metric.unit_minor)
     return prices
 
 
-PRICES = _plan_prices()
+PRICES = _prices()

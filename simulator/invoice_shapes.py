@@ -29,30 +29,26 @@ def _line(line: Line, invoice: Invoice, version: str) -> Json:
         "quantity": line.quantity,
     }
     if version == OLD_VERSION:
-        return body | {
+        body |= {
             "amount_excluding_tax": line.amount,
-            "plan": render_plan(line.price, version),
             "price": render_price(line.price, version),
             "proration": line.proration,
             "proration_details": {"credited_items": None},
             "subscription": sub.id,
-            "subscription_item": sub.item_id,
             "tax_amounts": [],
             "tax_rates": [],
-            "type": "subscription",
             "unit_amount_excluding_tax": str(line.amount // line.quantity),
         }
+        if line.item:
+            return body | {"invoice_item": line.item, "plan": None, "type": "invoiceitem"}
+        return body | {"plan": render_plan(line.price, version), "subscription_item": sub.item_id, "type": "subscription"}
+    details = {"proration": line.proration, "proration_details": {"credited_items": None}, "subscription": sub.id}
+    item = details | {"invoice_item": line.item} if line.item else None
     return body | {
         "parent": {
-            "invoice_item_details": None,
-            "subscription_item_details": {
-                "invoice_item": None,
-                "proration": line.proration,
-                "proration_details": {"credited_items": None},
-                "subscription": sub.id,
-                "subscription_item": sub.item_id,
-            },
-            "type": "subscription_item_details",
+            "invoice_item_details": item,
+            "subscription_item_details": None if item else details | {"invoice_item": None, "subscription_item": sub.item_id},
+            "type": "invoice_item_details" if item else "subscription_item_details",
         },
         "pretax_credit_amounts": [],
         "pricing": {
@@ -88,7 +84,7 @@ def render_invoice(invoice: Invoice, version: str) -> Json:
         "automatic_tax": {"enabled": False, "liability": None, "status": None},
         "automatically_finalizes_at": invoice.created + 3600 if invoice.status == "draft" else None,
         "billing_reason": invoice.reason,
-        "collection_method": "charge_automatically",
+        "collection_method": "send_invoice" if invoice.due else "charge_automatically",
         "created": invoice.created,
         "currency": customer.currency,
         "custom_fields": None,
@@ -105,7 +101,7 @@ def render_invoice(invoice: Invoice, version: str) -> Json:
         "default_tax_rates": [],
         "description": None,
         "discounts": [],
-        "due_date": None,
+        "due_date": invoice.due,
         "effective_at": invoice.finalized_at,
         "ending_balance": 0 if final else None,
         "footer": None,

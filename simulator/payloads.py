@@ -35,6 +35,11 @@ _COUNTRIES = (
 _RESOLUTIONS = ("480p", "720p", "720p", "1080p", "1080p", "1080p", "1440p", "2160p")
 _POPS = ("ams1", "bom2", "dfw3", "fra2", "gru1", "iad4", "lhr2", "nrt1", "ord1", "par1", "sin2", "sjc5")
 _PAGES = ("/library", "/library/recent", "/studio/editor", "/watch", "/analytics/overview", "/settings/brand", "/live")
+# what is billed by use is summed up from these two
+_MEASURES = {
+    "duration_ms": pl.col("watched") + 900,
+    "bytes": (pl.col("watched").cast(pl.UInt64) + 900) * 613 + below(pl.col("chance"), 99_991, 12),
+}
 _EXTRA = 512  # one in 100 of these carries fields that no schema knows
 _NOT_JSON = (b"<html><body>502 Bad Gateway</body></html>", b"\xff\xfe\x00{\x80\x81not utf-8", b"upload failed: ENOSPC")
 
@@ -70,6 +75,12 @@ class ProductRecords:
         """The `event_id` of each row of a frame with an `event_no` column."""
         return numbers.select(uuid_text(self._hash("event/high"), self._hash("event/low"))).to_series()
 
+    def measures(self, numbers: pl.DataFrame) -> pl.DataFrame:
+        """The properties `duration_ms` and `bytes` (Int64) of each row of a frame with an `event_no` column."""
+        chance = numbers.select(chance=self._hash("properties"))
+        drawn = chance.with_columns(watched=_watched(pl.col("chance")))
+        return drawn.select(**{name: measure.cast(pl.Int64) for name, measure in _MEASURES.items()})
+
     def members(self) -> list[list[str]]:
         """The user ids of each workspace, in the order of `workspace_ids`."""
         # two devices a user, who stands first in what is said of each
@@ -89,7 +100,7 @@ class ProductRecords:
             more=self._hash("context"), trace=self._hash("trace"), session=mixed(half_hour, salt(self.seed, "session")),
         ).with_columns(
             video=mixed(pl.col("workspace") * 512 + below(pl.col("chance"), 97, 44), salt(self.seed, "video")),
-            watched=below(pl.col("chance"), 1_800_000, 7),
+            watched=_watched(pl.col("chance")),
         )  # fmt: skip
         chance, more = pl.col("chance"), pl.col("more")
         text = pl.concat_str(
@@ -103,8 +114,8 @@ class ProductRecords:
             pl.lit('","feature":"'), lookup(tables["feature"], pl.col("feature").cast(pl.UInt32)),
             pl.lit('",'), lookup(tables["device"], device),
             pl.lit(',"properties":{"video_id":"vid_'), hex_text(pl.col("video")),
-            pl.lit('","duration_ms":'), pl.col("watched") + 900,
-            pl.lit(',"bytes":'), (pl.col("watched").cast(pl.UInt64) + 900) * 613 + below(chance, 99_991, 12),
+            pl.lit('","duration_ms":'), _MEASURES["duration_ms"],
+            pl.lit(',"bytes":'), _MEASURES["bytes"],
             pl.lit(',"bitrate_kbps":'), below(chance, 7600, 21) + 400,
             pl.lit(',"resolution":"'), lookup(tables["resolution"], below(chance, len(_RESOLUTIONS), 50)),
             pl.lit('","cdn_pop":"'), lookup(tables["pop"], below(more, len(_POPS), 17)),
@@ -166,6 +177,11 @@ class ProductRecords:
             "second": [f"{ms // 1000:02d}.{ms % 1000:03d}Z" for ms in range(60_000)],
         }
         return {name: pl.Series(name, values, dtype=pl.String) for name, values in texts.items()}
+
+
+def _watched(chance: pl.Expr) -> pl.Expr:
+    """Milliseconds from 0 to half an hour."""
+    return below(chance, 1_800_000, 7)
 
 
 def _devices(seed: int, devices: int) -> tuple[list[str], list[str], list[str]]:

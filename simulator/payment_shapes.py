@@ -132,6 +132,7 @@ def render_charge(charge: Charge, version: str) -> Json:
 
 
 _DESCRIPTION = {
+    "manual": "Usage",
     "subscription_create": "Subscription creation",
     "subscription_cycle": "Subscription update",
     "subscription_update": "Subscription update",

@@ -58,7 +58,7 @@ def render_product(product: Product, created: int) -> Json:
         "statement_descriptor": None,
         "tax_code": None,
         "type": "service",
-        "unit_label": "seat" if product.plan else "minute",
+        "unit_label": product.unit,
         "updated": created,
         "url": None,
     }
@@ -66,16 +66,18 @@ def render_product(product: Product, created: int) -> Json:
 
 def render_price(price: Price, version: str, *, created: int = 0, livemode: bool = True) -> Json:
     """A price object (`recurring.aggregate_usage` went away with basil, `recurring.meter` came before it)."""
-    recurring: Json = {
-        "aggregate_usage": "sum" if price.usage_type == "metered" else None,
-        "interval": price.interval,
-        "interval_count": 1,
-        "meter": None,
-        "trial_period_days": None,
-        "usage_type": price.usage_type,
-    }
-    if version != OLD_VERSION:
-        del recurring["aggregate_usage"]
+    recurring: Json | None = None
+    if price.interval:
+        recurring = {
+            "aggregate_usage": None,
+            "interval": price.interval,
+            "interval_count": 1,
+            "meter": None,
+            "trial_period_days": None,
+            "usage_type": "licensed",
+        }
+        if version != OLD_VERSION:
+            del recurring["aggregate_usage"]
     return {
         "id": price.id,
         "object": "price",
@@ -93,7 +95,7 @@ def render_price(price: Price, version: str, *, created: int = 0, livemode: bool
         "tax_behavior": "exclusive",
         "tiers_mode": None,
         "transform_quantity": None,
-        "type": "recurring",
+        "type": "recurring" if price.interval else "one_time",
         "unit_amount": price.unit_minor,
         "unit_amount_decimal": str(price.unit_minor),
     }
@@ -121,7 +123,7 @@ def render_plan(price: Price, version: str, *, livemode: bool = True) -> Json:
         "tiers_mode": None,
         "transform_usage": None,
         "trial_period_days": None,
-        "usage_type": price.usage_type,
+        "usage_type": "licensed",
     }
     if version != OLD_VERSION:
         del plan["aggregate_usage"]

@@ -81,7 +81,7 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An invoice line. `amount` is signed: a credit for unused time is negative."""
+    """An invoice line. `amount` is signed: a credit for unused time is negative. `item`: of an invoice item, the item's id."""
 
     id: str
     amount: int
@@ -91,11 +91,12 @@ class Line:
     start: int
     end: int
     proration: bool
+    item: str | None = None
 
 
 @dataclass(slots=True)
 class Invoice:
-    """An invoice; one payment intent and one charge per attempt belong to it."""
+    """An invoice; one payment intent and one charge per attempt belong to it. `due`: when it is to be paid, if it was sent."""
 
     id: str
     number: str
@@ -105,6 +106,7 @@ class Invoice:
     lines: list[Line]
     period_start: int
     period_end: int
+    due: int | None = None
     status: str = "draft"
     attempt_count: int = 0
     next_attempt: int | None = None

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from simulator.attribution import owners, plans
 from simulator.revenue import mrr_movements, revenue
-from simulator.timeline import PlanInterval
 from simulator.usage import MALFORMATIONS
-from simulator.workspaces import Workspace
 from simulator.world import World
 
 # Objects that a lake is expected to understand: `unique_known` counts the live-mode events about these.
@@ -133,8 +131,8 @@ def object_states(world: World) -> pl.DataFrame:
 def product_events(world: World) -> pl.DataFrame:
     """One row a unique valid product event, with the attribution it must get."""
     events = world.product_records.usage.events
-    owner = _owners(events, world.workspaces, sorted(world.timelines))
-    plan = _plans(events["occurred_at"], owner, world.timelines)
+    owner = owners(events, world.workspaces, sorted(world.timelines))
+    plan = plans(events["occurred_at"], owner, world.timelines)
     mapped = events.select(pl.lit(pl.Series([w.mapped for w in world.workspaces])).gather("workspace")).to_series()
     ids = pl.Series([w.id for w in world.workspaces])
     resolved = mapped & plan["subscription_id"].is_not_null()
@@ -147,38 +145,6 @@ def product_events(world: World) -> pl.DataFrame:
             "workspace_id": ids.gather(events["workspace"]),
         }
     ).with_columns(outcome.alias("outcome"), *(pl.when(resolved).then(plan[name]).alias(name) for name in names))
-
-
-def _key(group: pl.Series, ms: pl.Series) -> pl.Series:
-    """One sortable number of a group and a time (epoch ms stay below 2**42 until the year 2109)."""
-    return group.cast(pl.Int64) * (1 << 42) + ms
-
-
-def _owners(events: pl.DataFrame, workspaces: Sequence[Workspace], customers: Sequence[str]) -> pl.Series:
-    """Place in `customers` of the owner at `occurred_at`; NULL for an owner without any subscription."""
-    place = {customer: number for number, customer in enumerate(customers)}
-    rows = [(w, since * 1000, place.get(owner)) for w, space in enumerate(workspaces) for since, owner in space.owners]
-    table = pl.DataFrame(rows, schema={"workspace": pl.Int64, "since": pl.Int64, "owner": pl.Int64}, orient="row")
-    found = _key(table["workspace"], table["since"]).search_sorted(_key(events["workspace"], events["occurred_at"]), side="right")
-    return table["owner"].gather(found - 1)
-
-
-def _plans(occurred_at: pl.Series, owner: pl.Series, timelines: Mapping[str, Sequence[PlanInterval]]) -> pl.DataFrame:
-    """The plan interval of each (owner, time); NULLs before the owner's first one."""
-    rows = [
-        (number, i.valid_from * 1000, i.stripe_customer_id, i.subscription_id, i.plan, i.billing_status)
-        for number, customer in enumerate(sorted(timelines))
-        for i in timelines[customer]
-    ]
-    schema = {"owner": pl.Int64, "since": pl.Int64} | dict.fromkeys(
-        ("stripe_customer_id", "subscription_id", "plan", "billing_status"), pl.String
-    )
-    table = pl.DataFrame(rows, schema=schema, orient="row")
-    known = owner.fill_null(-1)
-    found = _key(table["owner"], table["since"]).search_sorted(_key(known, occurred_at), side="right").cast(pl.Int64) - 1
-    matched = table[found.clip(lower_bound=0)]
-    own = (found >= 0) & (matched["owner"] == known)
-    return matched.select(pl.when(own).then(pl.col(pl.String)))
 
 
 def _with_moments(frame: pl.DataFrame) -> pl.DataFrame:

@@ -90,7 +90,7 @@ class Usage:
 
     `records` (sorted by received_at, then event_no): received_at, sent_at, occurred_at (epoch ms), event_no (UInt32),
     workspace, device (UInt32 indexes), feature, name, malformation (UInt8 indexes). Duplicates share their event_no.
-    `events`: event_no, occurred_at, workspace: one row a unique valid event.
+    `events`: event_no, occurred_at, workspace, device, feature, name: one row a unique valid event.
     """
 
     records: pl.DataFrame
@@ -243,7 +243,7 @@ def make_usage(
     drawn = drawn.with_columns(pl.col("malformation").fill_null(0))
     records = pl.concat([_arrive(drawn, seed), _arrive_again(_arrive(drawn, seed), seed)])
     records = records.sort("received_at", "event_no").rechunk()
-    valid = drawn.filter(pl.col("malformation") == 0).select("event_no", "occurred_at", "workspace")
+    valid = drawn.filter(pl.col("malformation") == 0).drop("malformation")
     return Usage(records, valid, first_user[-1] * 2, tuple(2 * first for first in first_user[:-1]))
 
 

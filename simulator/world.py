@@ -7,11 +7,14 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+import polars as pl
+
 from simulator.billing import Desk, change_subscription, tell_subscription
 from simulator.catalogue import PRICES, PRODUCTS, price_id
 from simulator.chance import base62, generator
 from simulator.events import Delivery, EventLog, Money, StripeEvent, disorder_ids, schedule
 from simulator.lives import BEGINNINGS, Life, next_period
+from simulator.metering import UsageBill, bill_usage, metered_use
 from simulator.payloads import ProductRecords
 from simulator.people import make_card, make_person
 from simulator.plots import ENDINGS, PLOTS
@@ -60,7 +63,8 @@ class World:
     """A world: what is sent (deliveries, the changes of the CRM, `product_records`) and what is true (the rest).
 
     `start`, `end`: UTC; `end` includes the tail of late deliveries. `stripe_events` are in true order.
-    `histories`: by subscription id; `timelines`: by Stripe customer id; `money`: what was billed and what cash moved.
+    `histories`: by subscription id; `timelines`: by Stripe customer id; `money`: what was billed and what cash moved; `metered`:
+    what was used of what is billed by use (see `metering.metered_use`), `usage_bills`: what of it was invoiced.
     """
 
     config: WorldConfig
@@ -75,6 +79,8 @@ class World:
     histories: dict[str, list[StateInterval]]
     timelines: dict[str, list[PlanInterval]]
     money: list[Money]
+    metered: pl.DataFrame
+    usage_bills: list[UsageBill]
 
 
 def build_world(config: WorldConfig) -> World:
@@ -88,18 +94,20 @@ def build_world(config: WorldConfig) -> World:
     for life in lives:
         life.live()
     _tell_strangers(log, generator(config.seed, "strangers"), start)
-    events = sorted(log.events, key=lambda event: (event.created, event.order))
-    disorder_ids(events)
-    deliveries = schedule(events, generator(config.seed, "deliveries"), start, horizon, int(end.timestamp()))
     histories, timelines = _truth(lives)
     customers = [life.customer for life in lives]
     workspaces, changes = make_workspaces(generator(config.seed, "workspaces"), customers, horizon)
     usage = make_usage(config.seed, workspaces, timelines, start=start, days=config.days, events=config.product_events)
     records = ProductRecords(usage, [workspace.id for workspace in workspaces], config.seed)
+    metered = metered_use(records, workspaces, [customer.id for customer in customers])
+    usage_bills = bill_usage(log, config.seed, (sub for life in lives for sub in life.subscriptions), timelines, metered)
+    events = sorted(log.events, key=lambda event: (event.created, event.order))
+    disorder_ids(events)
+    deliveries = schedule(events, generator(config.seed, "deliveries"), start, horizon, int(end.timestamp()))
     memberships = make_memberships(generator(config.seed, "memberships"), workspaces, records.members(), horizon)
     return World(
         config, config.start.astimezone(UTC), end, deliveries, changes, memberships, records, events, workspaces, histories,
-        timelines, log.money,
+        timelines, log.money, metered, usage_bills,
     )  # fmt: skip
 
 

@@ -108,3 +108,8 @@ LINE_KEYS = {
     ),
     "2025-03-31.basil": _LINE | {"parent", "pretax_credit_amounts", "pricing", "taxes"},
 }
+# the line of an invoice item names it, and no item of a subscription
+ITEM_LINE_KEYS = {
+    version: (known - {"subscription_item"}) | {"invoice_item"} if "subscription_item" in known else known
+    for version, known in LINE_KEYS.items()
+}
