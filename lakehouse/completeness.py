@@ -7,14 +7,18 @@ true for the days that each of its topics has passed by so much; what comes late
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from lakehouse.coordinates import ranges_sql
+from lakehouse.cuts import raw_roots
 from lakehouse.declarations import Declaration, load_reference
 from lakehouse.lake import Lake
 from lakehouse.positions import TopicPartition, Vector
 from lakehouse.queries import connect
+from lakehouse.transforms import Transform, upstream
 
 NEVER = date(1, 1, 1)
 """`complete_until` of a table that has not taken up anything of one of its topics."""
@@ -60,3 +64,47 @@ def complete_until(lake: Lake, declared: Declaration, reached: Vector) -> date:
             return NEVER
         days.append((known - timedelta(hours=awaited.after_hours)).astimezone(zone).date() - timedelta(days=1))
     return min(days, default=NEVER)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a table has come: the last complete day (None: it has no days), and up to when each source was received."""
+
+    table: str
+    complete_until: date | None = None
+    received_until: Mapping[str, datetime | None] = field(default_factory=dict)
+
+
+def standings(lake: Lake, names: Iterable[str], transforms: Mapping[str, Transform]) -> dict[str, Standing]:
+    """How far each of the tables has come. One that says nothing of days is complete as far as those it is made from.
+
+    That goes for a table made only of tables by day (a funnel over days); what is made of single records has no days.
+    """
+    settle = load_reference(lake.settings.catalog_dir, "ledger")[0]["settle_seconds"]
+    known: dict[tuple[str, frozenset[tuple[TopicPartition, int]]], datetime | None] = {}
+
+    def received(clock: str, reached: Vector) -> datetime | None:
+        key = (clock, frozenset(reached.items()))  # most tables stand at the same positions
+        if key not in known:
+            known[key] = received_until(lake, clock, reached, settle)
+        return known[key]
+
+    found = {}
+    for name in names:
+        reached = lake.vector(name)
+        by_day = [lake.declarations[n] for n in _by_day(lake, name, transforms)]
+        found[name] = Standing(
+            name,
+            min(complete_until(lake, d, reached) for d in by_day) if by_day else None,
+            {clock: received(clock, reached) for clock in sorted(raw_roots(lake, name, transforms))},
+        )
+    return found
+
+
+def _by_day(lake: Lake, name: str, transforms: Mapping[str, Transform]) -> list[str]:
+    """The table itself if it says when a day is complete, else the tables by day that it is made of alone."""
+    declared = lake.declarations[name]
+    if declared.complete:
+        return [name]
+    below = [_by_day(lake, n, transforms) for n in upstream(declared, transforms[name])] if name in transforms else []
+    return [n for part in below for n in part] if below and all(below) else []

@@ -19,6 +19,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import IcebergType, ListType, StructType
 from sqlglot import exp
 
+from lakehouse.declarations import load_reference
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, snapshot_at
 from lakehouse.outages import reaching
@@ -26,6 +27,7 @@ from lakehouse.settings import Settings
 
 ICEBERG_EXTENSIONS = ("avro", "iceberg")
 MAX_LITERALS = 5_000
+REFERENCE = "reference"
 
 
 def _extension_path(name: str) -> Path:
@@ -217,6 +219,22 @@ def bind_arrow(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table 
     connection.execute(f"CREATE OR REPLACE VIEW {quote(name)} AS SELECT * FROM {registered}")
 
 
+def bind_reference(connection: duckdb.DuckDBPyConnection, catalog_dir: Path, names: Iterable[str]) -> None:
+    """Make each `reference.NAME` among the names a view of `catalog/reference/NAME.yaml`.
+
+    Raises:
+        DeclarationError: there is no such file. UsageError: it is no list of rows.
+    """
+    for name in names:
+        schema, _, short = name.partition(".")
+        if schema != REFERENCE:
+            continue
+        rows = load_reference(catalog_dir, short)
+        if not isinstance(rows, list):
+            raise UsageError(f"{name}: catalog/reference/{short}.yaml is no list of rows, so it cannot be asked")
+        bind_arrow(connection, name, pa.Table.from_pylist(rows))
+
+
 @lru_cache(512)  # parsing takes 20 ms and more, and a run asks for the same statements in each batch
 def _names_in(sql: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(tables, parameters) that a query names; see `tables_read` and `parameters_of`."""
@@ -252,7 +270,7 @@ def query(
     parameters: Mapping[str, Any] | None = None,
     on_connection: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
 ) -> pa.Table:
-    """Run one query over the lake and return its rows.
+    """Run one query over the lake (and `reference.NAME`, catalog/reference) and return its rows.
 
     as_of: a time (each table at the snapshot that was current then) or a snapshot id (of one of the tables read: the
     other tables at the time that snapshot was made). on_connection: is given what `interrupt()` stops the query with.
@@ -265,7 +283,9 @@ def query(
             on_connection(connection)
         try:
             with reaching("reading the lake"):
-                bind_lake(connection, lake, [t for t in tables_read(sql) if t in lake.declarations], as_of)
+                names = tables_read(sql)
+                bind_reference(connection, lake.settings.catalog_dir, names)
+                bind_lake(connection, lake, [t for t in names if t in lake.declarations], as_of)
                 return connection.execute(sql, dict(parameters or {})).to_arrow_table()
         except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException, duckdb.InvalidInputException) as error:
             raise UsageError(f"SQL error: {error}\nThe tables: {', '.join(lake.declarations)}") from None

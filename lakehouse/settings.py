@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".lakehouse"), description="folder of all local state (embedded profile)")
     catalog_dir: Path = Field(ROOT / "catalog", description="the table declarations")
     transforms_dir: Path = Field(ROOT / "transforms", description="the transforms")
+    report_dir: Path = Field(ROOT / "report", description="the sections of `lakehouse report`")
 
     catalog_uri: str | None = Field(
         None, description="Iceberg catalog: sqlite:///FILE, http(s)://... (REST) or glue: ; embedded: a SQLite file under `home`"
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
     duckdb_memory: str = Field("512MB", description="DuckDB's memory limit; it spills to disk beyond")
     duckdb_threads: int = Field(2, ge=1)
 
-    @field_validator("home", "catalog_dir", "transforms_dir")
+    @field_validator("home", "catalog_dir", "transforms_dir", "report_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()

@@ -17,9 +17,7 @@ import pyarrow as pa
 
 from lakehouse.declarations import Declaration, load_reference
 from lakehouse.errors import DeclarationError
-from lakehouse.queries import bind_arrow, parameters_of, tables_read
-
-REFERENCE = "reference"
+from lakehouse.queries import REFERENCE, bind_reference, parameters_of, tables_read
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,8 @@ class Inputs:
 
     def sql(self, text: str, **parameters: Any) -> pa.Table:
         """Run SQL over the inputs (by their table names) and `reference.NAME`."""
-        for name in tables_read(text) if f"{REFERENCE}." in text.lower() else ():
-            schema, _, short = name.partition(".")
-            if schema == REFERENCE:
-                bind_arrow(self.connection, name, pa.Table.from_pylist(self.reference(short)))
+        if f"{REFERENCE}." in text.lower():
+            bind_reference(self.connection, self.catalog_dir, tables_read(text))
         return self.connection.execute(text, parameters or None).to_arrow_table()
 
     def reference(self, name: str) -> Any:

@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
             reconcile,
             rendering,
             replay,
+            report,
             revenue,
             shell,
         )

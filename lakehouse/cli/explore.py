@@ -264,7 +264,7 @@ def print_snapshots(found: list[dict[str, Any]], title: str | None = None) -> No
     )
 
 
-SEARCHED = ("catalog", "lakehouse", "writers", "transforms", "dags", "simulator", "tests", "benchmarks", "docs")
+SEARCHED = ("catalog", "lakehouse", "writers", "transforms", "dags", "simulator", "tests", "benchmarks", "docs", "report")
 
 
 def _relative(path: Path | str) -> str:
@@ -336,17 +336,8 @@ STATUS = ("rows", "files", "bytes", "last_commit_at", "snapshots", "behind")
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Show every table: rows, size, snapshots, when it last changed, and how far it is behind its source."""
-    opened = lake()
-    transforms = load_transforms(opened.settings.transforms_dir, opened.declarations)
-    rows: list[dict[str, Any]] = []
+    rows = road(lake())
     now = datetime.now(UTC)
-    for name, declared in opened.declarations.items():
-        row: dict[str, Any] = {"table": name, "exists": opened.exists(name), **dict.fromkeys(STATUS)}
-        if row["exists"]:
-            found = describe(opened, name)
-            row |= {k: found[k] for k in STATUS if k in found} | {"snapshots": len(found["snapshots"])}
-            row["behind"] = _behind(opened, name, declared, transforms)
-        rows.append(row)
     if as_json:
         print_json(rows)
         return
@@ -367,6 +358,20 @@ def status(as_json: AsJson = False) -> None:
         out.print("\nThe lake is empty. Fill it: [bold]lakehouse demo[/]")
     elif any(r["behind"] for r in rows):
         out.print("\nbehind: records of its sources that a table has not seen. Catch up: [bold]lakehouse run[/]", soft_wrap=True)
+
+
+def road(opened: Lake) -> list[dict[str, Any]]:
+    """A row a declared table: what `status` says of it."""
+    transforms = load_transforms(opened.settings.transforms_dir, opened.declarations)
+    rows = []
+    for name, declared in opened.declarations.items():
+        row: dict[str, Any] = {"table": name, "exists": opened.exists(name), **dict.fromkeys(STATUS)}
+        if row["exists"]:
+            found = describe(opened, name)
+            row |= {k: found[k] for k in STATUS if k in found} | {"snapshots": len(found["snapshots"])}
+            row["behind"] = _behind(opened, name, declared, transforms)
+        rows.append(row)
+    return rows
 
 
 def _behind(lake: Lake, name: str, declared: Declaration, transforms: dict[str, Any]) -> int | None:

@@ -269,10 +269,17 @@ def run(tables: Tables = None, as_json: AsJson = False) -> None:
         out.print("\nNothing was new: the tables are up to date.")
 
 
-def _verify(lake: Lake) -> dict[str, Any]:
+def truth(lake: Lake) -> dict[str, Any] | None:
+    """What differs between the lake and the truth of the world that was played into it; None: none was."""
     if not (lake.settings.home / "world" / "truth" / "truth.json").exists():
-        raise UsageError(f"{lake.settings.home} holds no world to compare with; play one: lakehouse demo")
+        return None
     return parts.simulator().verify(lake.settings.home / "world", lambda text: query(lake, text))
+
+
+def _verify(lake: Lake) -> dict[str, Any]:
+    if (verdict := truth(lake)) is None:
+        raise UsageError(f"{lake.settings.home} holds no world to compare with; play one: lakehouse demo")
+    return verdict
 
 
 def _judge(verdict: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from lakehouse.cli import (  # noqa: F401 - they register their commands
     reconcile,
     rendering,
     replay,
+    report,
     revenue,
     shell,
 )
@@ -41,6 +42,7 @@ JSON_EXAMPLES = {
     "replay": ["product.events", "--dry-run"],
     "maintain": ["ops.dead_letters", "--dry-run"],
     "revenue": [],
+    "report": [],
     "render": ["soda", "product.events"],
 }
 # with services in test_services.py and test_reconcile_commands.py; what changes the world, in test_operate.py

@@ -1,0 +1,1 @@
+"""What `lakehouse report` shows: report.yaml, and a query file a block."""
