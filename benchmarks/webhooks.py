@@ -30,7 +30,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.webhooks_load import Load
 from lakehouse.broker import EmbeddedBroker, ensure_topics
-from lakehouse.local.kafka import KafkaBroker, why_unavailable
+from lakehouse.local.kafka import KafkaBroker, available
 
 SATURATED_SECONDS, STEADY_SECONDS, BURST_SECONDS = 10.0, 5.0, 5.0
 TOPIC, PARTITIONS, SECRET = "stripe.webhooks", 2, "whsec_bench"
@@ -75,7 +75,7 @@ def one_run(scale: float, say: Callable[[str], None]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _broker(folder: Path) -> Iterator[tuple[str, bool]]:
-    if why_unavailable() is None:
+    if available():
         with KafkaBroker(folder / "kafka") as kafka:
             yield kafka.bootstrap_servers, True
         return

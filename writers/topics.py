@@ -65,8 +65,16 @@ def describe(admin: AdminClient, bootstrap: str, topic: str) -> tuple[str, list[
             ) from None
         if error.args[0].code() in FORBIDDEN:
             raise Terminal(f"Kafka at {bootstrap} does not let this user see topic {topic!r}: {error.args[0].str()}") from None
-        raise Retryable(f"no Kafka broker answers at {bootstrap}: {error.args[0].str()}") from None
+        raise _no_answer(bootstrap, error) from None
     return f"{cluster}/{found.topic_id}", [p.id for p in found.partitions]
+
+
+def _no_answer(bootstrap: str, error: KafkaException) -> Retryable:
+    """To librdkafka's admin client a wrong password is a time-out like any other."""
+    return Retryable(
+        f"no Kafka broker answers at {bootstrap}: {error.args[0].str()}; is it up, and does it let in the user of "
+        "LAKEHOUSE_KAFKA_USERNAME? See: lakehouse settings"
+    )
 
 
 def refuse_another(table: str, topic: str, known: Mapping[tuple[str, int], Position], source: str) -> None:
@@ -116,5 +124,5 @@ def watermarks(settings: Settings, bootstrap: str, topic: str, partitions: list[
             futures = admin.list_offsets(asked, request_timeout=TIMEOUT_SECONDS)
             ends.append({k.partition: f.result().offset for k, f in futures.items()})
     except KafkaException as error:
-        raise Retryable(f"no Kafka broker answers at {bootstrap}: {error.args[0].str()}") from None
+        raise _no_answer(bootstrap, error) from None
     return {p: (ends[0][p], ends[1][p]) for p in partitions}

@@ -15,6 +15,7 @@ from lakehouse.settings import ROOT
 
 TABLE_ARGUMENT = [
     ["maintain"],
+    ["positions", "show"],
     ["show"],
     ["where"],
     ["run"],

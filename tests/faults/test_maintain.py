@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
+from prometheus_client import REGISTRY
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.table import Table
 from records import (
@@ -390,6 +391,21 @@ def test_orphans_older_than_the_guard_go_and_nothing_else(lake: Lake) -> None:
     assert remove_orphans(table, lake.run, lake.settings, 0, now) == (0, 0)
     assert remove_orphans(table, lake.run, lake.settings, HOUR) == (0, 0)
     assert len(lake.load(RAW).snapshots()) == before + 1
+
+
+@SQLITE
+def test_what_orphans_took_is_a_metric(lake: Lake) -> None:
+    lake = replace(lake, settings=lake.settings.model_copy(update={"orphan_hours": 0}))
+    append(lake, 0, 0, 5)
+    table = lake.open_for_write(RAW)
+    with table.io.new_output(f"{table.location()}/data/stray.parquet").create() as stream:
+        stream.write(b"x" * 10)
+    moment()
+    (report,) = maintain(lake, [RAW], ["orphans"])
+    assert (report.figures, report.problem) == ({"files": 1, "bytes": 10}, None)
+    assert REGISTRY.get_sample_value("lakehouse_orphan_bytes", {"table": RAW}) == 10
+    list(maintain(lake, [RAW], ["orphans"]))
+    assert REGISTRY.get_sample_value("lakehouse_orphan_bytes", {"table": RAW}) == 0
 
 
 @pytest.mark.parametrize("when", ["before", "during"])

@@ -27,6 +27,7 @@ from lakehouse.settings import Settings
 from tests.brokers import Broker
 from tests.cli.command import finish, start
 from tests.feed import rows
+from writers import topics
 from writers.kafka import Batch, Stream, follow
 from writers.positions import set_by_hand, standings
 from writers.records import received_by_kafka
@@ -135,8 +136,8 @@ def in_hand(port: int) -> bool:
         found = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     except httpx.HTTPError:
         return False
-    ages = [float(line.rpartition(" ")[2]) for line in found.splitlines() if line.startswith("lakehouse_lag_seconds{")]
-    return len(ages) == PARTITIONS and all(age > 0 for age in ages)
+    lags = [line for line in found.splitlines() if line.startswith(("lakehouse_lag_seconds{", "lakehouse_lag_records{"))]
+    return len(lags) == 2 * PARTITIONS and all(float(line.rpartition(" ")[2]) > 0 for line in lags)
 
 
 def stored(lake: Lake) -> int:
@@ -316,6 +317,19 @@ def test_metrics_tell_what_happened(lake: Lake, broker: Broker, topic: str, feed
     assert value("lakehouse_batch_seconds_count", stage="commit") >= done["commits"]
     for name in ("commit_conflicts_total", "commit_unknown_outcomes_total", "dead_letters_total", "orphan_bytes"):
         assert REGISTRY.get_sample_value(f"lakehouse_{name}", {"table": RAW}) is not None, name
+
+
+def test_a_broker_that_is_away_is_waited_for_and_counted(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "TIMEOUT_SECONDS", 0.3)
+    stop, stream = threading.Event(), Stream(RAW, "t", f"127.0.0.1:{free_port()}", received_by_kafka)
+    restarts = ("lakehouse_writer_restarts_total", {"table": RAW})
+    before = REGISTRY.get_sample_value(*restarts) or 0.0
+    waiting = threading.Thread(target=follow, args=(lake, stream, stop))
+    waiting.start()
+    until(lambda: (REGISTRY.get_sample_value(*restarts) or 0.0) > before)
+    stop.set()
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
 def test_a_table_that_was_rolled_back_under_a_running_writer_is_filled_again(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+from prometheus_client import REGISTRY
 
 from lakehouse.broker import ensure_topics
 from lakehouse.errors import Fenced, Retryable, Terminal, UsageError
@@ -159,6 +160,18 @@ def test_two_writers_at_once_store_each_record_once(lake: Lake, broker: Broker, 
     bring(lake, broker, topic)
     found = rows(lake, f"SELECT payload FROM {RAW}")
     assert sorted(int(r["payload"]) for r in found) == list(range(60))
+
+
+def test_a_writer_that_was_overtaken_is_fenced_and_counted(lake: Lake, broker: Broker, topic: str) -> None:
+    """After its first batch another one reads the topic to its end; its second batch is dropped."""
+    produce(broker, topic, *((b"k", b"%d" % i, []) for i in range(30)))
+    before = REGISTRY.get_sample_value("lakehouse_fenced_total", {"table": RAW}) or 0.0
+    other = open_lake(lake.settings, Run("other", "test"))
+    with pytest.raises(Fenced):
+        ingest_topic(lake, Stream(RAW, topic, broker.bootstrap_servers, received_by_kafka), lambda _: bring(other, broker, topic))
+    assert REGISTRY.get_sample_value("lakehouse_fenced_total", {"table": RAW}) == before + 1
+    found = rows(lake, f"SELECT payload FROM {RAW}")
+    assert sorted(int(r["payload"]) for r in found) == list(range(30))
 
 
 def test_a_topic_created_again_is_noticed(lake: Lake, broker: Broker, topic: str) -> None:

@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
 from lakehouse.broker import ensure_topics
+from lakehouse.errors import Retryable, Terminal
 from lakehouse.lake import open_lake
 from lakehouse.local.kafka import KafkaBroker, why_unavailable
 from lakehouse.processes import HOST, free_ports
@@ -22,7 +23,7 @@ from lakehouse.settings import Settings
 from simulator.webhooks import signature
 from tests.feed import rows
 from tests.reconciling import DAY, NOW, bench, customer, event
-from writers import jobs
+from writers import jobs, topics
 from writers.kafka import ingest
 from writers.records import received_by_kafka
 from writers.session import Stream
@@ -91,6 +92,17 @@ def test_a_writer_reads_as_its_user(guarded: str, tmp_path: Path) -> None:
     lake = open_lake(settings)
     ingest(lake, Stream("raw.product_events", "t", guarded, received_by_kafka))
     assert lake.vector("raw.product_events") == {("t", 0): 1}
+
+
+def test_a_writer_with_a_wrong_password_is_told_where_to_look(
+    guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "TIMEOUT_SECONDS", 3.0)
+    lake = open_lake(Settings(home=tmp_path / "home", **proof(guarded, "wrong")))
+    with pytest.raises((Retryable, Terminal), match=r"LAKEHOUSE_KAFKA_USERNAME|refuses access|does not let") as told:
+        ingest(lake, Stream("raw.product_events", "t", guarded, received_by_kafka))
+    assert "wrong" not in str(told.value)
+    assert not lake.exists("raw.product_events")
 
 
 @pytest.mark.parametrize(("password", "status"), [(PASSWORD, 200), ("wrong", 503)])
