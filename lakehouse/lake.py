@@ -171,8 +171,8 @@ def _shape(kind: IcebergType) -> object:
     return str(kind)
 
 
-def _differences(declared: Declaration, table: Table) -> tuple[list[NestedField], list[NestedField]]:
-    """The columns that the table lacks, and those declared with another type.
+def _differences(declared: Declaration, table: Table) -> tuple[list[NestedField], list[NestedField], list[str]]:
+    """The columns that the table lacks, those declared with another type, and those that are no longer required.
 
     Raises:
         Terminal: a column is no longer declared, a new one is required, or the partitioning is another: data already
@@ -191,14 +191,16 @@ def _differences(declared: Declaration, table: Table) -> tuple[list[NestedField]
     specs = [[(table.schema().find_field(p.source_id).name, str(p.transform)) for p in s.fields] for s in table.specs().values()]
     if spec not in specs:
         raise Terminal(f"{where} is partitioned by {specs[-1]}, and declared to be by {spec}; build it anew under another name")
-    return new, [f for n, f in wanted.items() if n in present and _shape(f.field_type) != _shape(present[n].field_type)]
+    there = [(f, present[n]) for n, f in wanted.items() if n in present]
+    changed = [f for f, old in there if _shape(f.field_type) != _shape(old.field_type)]
+    return new, changed, [f.name for f, old in there if old.required and not f.required]
 
 
 def _evolve(declared: Declaration, table: Table) -> None:
-    """Add the newly declared columns and widen types, as a commit of its own before the data, however many try at once."""
+    """Add new columns, widen types, let a column be NULL: as a commit of its own before the data, however many try at once."""
     for attempt in range(SCHEMA_ATTEMPTS):
-        new, changed = _differences(declared, table)
-        if not (new or changed):
+        new, changed, optional = _differences(declared, table)
+        if not (new or changed or optional):
             return
         try:
             with table.update_schema() as update:
@@ -206,6 +208,8 @@ def _evolve(declared: Declaration, table: Table) -> None:
                     update.add_column(column.name, column.field_type, doc=column.doc)
                 for column in changed:
                     update.update_column(column.name, column.field_type)
+                for name in optional:
+                    update.make_column_optional(name)
         except ValidationError as error:  # int to long, float to double, more digits: anything else would alter what is written
             raise Terminal(f"{declared.path}: {declared.table}: {error}") from None
         except CommitFailedException:  # pyiceberg does not retry a schema change

@@ -65,28 +65,31 @@ def product_event(spec: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in full.items() if v is not ...}
 
 
-def feed_crm(lake: Lake, *rows: tuple[str, str | None, str, str]) -> None:
-    """CRM versions: (workspace, customer, effective_at, updated_at)."""
-    n = len(rows)
-    _append(
-        lake,
-        "raw.crm_workspaces",
-        "crm",
-        pa.table(
-            {
-                "topic": ["crm"] * n,
-                "partition": pa.array([0] * n, pa.int32()),
-                "offset": pa.array([0] * n, pa.int64()),
-                "received_at": [at(r[3]) for r in rows],
-                "workspace_id": [r[0] for r in rows],
-                "customer_id": pa.array([r[1] for r in rows], pa.string()),
-                "effective_at": [at(r[2]) for r in rows],
-                "updated_at": [at(r[3]) for r in rows],
-                "deleted": [False] * n,
-            }
-        ),
-        NUMBERED_HERE,
-    )
+def feed_crm(lake: Lake, *rows: tuple[str, str | None, str, str], mapping: str | None = None) -> None:
+    """CRM versions: (workspace, customer, effective_at, updated_at). mapping: which of a workspace's rows in the CRM they are."""
+    said = {"workspace_id": [r[0] for r in rows], "customer_id": [r[1] for r in rows], "mapping_id": [mapping] * len(rows)}
+    _crm_versions(lake, "raw.crm_workspaces", "crm", said, [(r[2], r[3], False) for r in rows])
+
+
+def feed_members(lake: Lake, *rows: tuple[str, str, str, str] | tuple[str, str, str, str, bool]) -> None:
+    """Versions of memberships: (user, workspace, effective_at, updated_at), or these and whether it ended."""
+    said = {"user_id": [r[0] for r in rows], "workspace_id": [r[1] for r in rows], "role": ["member"] * len(rows)}
+    _crm_versions(lake, "raw.crm_memberships", "members", said, [(r[2], r[3], len(r) > 4) for r in rows])
+
+
+def _crm_versions(lake: Lake, name: str, topic: str, said: dict[str, list[Any]], states: list[tuple[str, str, bool]]) -> None:
+    n = len(states)
+    table = {
+        "topic": [topic] * n,
+        "partition": pa.array([0] * n, pa.int32()),
+        "offset": pa.array([0] * n, pa.int64()),
+        "received_at": [at(updated) for _, updated, _ in states],
+        **{column: pa.array(values, pa.string()) for column, values in said.items()},
+        "effective_at": [at(effective) for effective, _, _ in states],
+        "updated_at": [at(updated) for _, updated, _ in states],
+        "deleted": [deleted for _, _, deleted in states],
+    }
+    _append(lake, name, topic, pa.table(table), NUMBERED_HERE)
 
 
 def rows(lake: Lake, sql: str) -> list[dict[str, Any]]:

@@ -79,9 +79,9 @@ MUTANTS = (
     ),
     Mutant(
         "crm-by-entry-time",
-        "transforms/billing/workspace_customer_history.py",
-        "'platform' AS account, customer_id, effective_at,",
-        "'platform' AS account, customer_id, updated_at AS effective_at,",
+        "transforms/crm.py",
+        ", effective_at, {silent}",
+        ", updated_at AS effective_at, {silent}",
         "a mapping counts from when it was entered, not from when it took effect",
     ),
     Mutant(
@@ -125,6 +125,20 @@ MUTANTS = (
         'new_rows("raw.crm_workspaces", "workspace_id, effective_at")',
         'new_rows("raw.crm_workspaces", "workspace_id, updated_at AS effective_at")',
         "a late mapping corrects only what happened after it was entered",
+    ),
+    Mutant(
+        "one-of-several",
+        "transforms/product/attribution.py",
+        'pl.when((pl.col("__workspaces") > 1) | (pl.col("customers") > 1))',
+        "pl.when(pl.lit(value=False))",
+        "that a user or a workspace belonged to several at once is not told from belonging to none",
+    ),
+    Mutant(
+        "membership-of-today",
+        "transforms/product/attribution.py",
+        "LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND u.user_id = e.user_id",
+        "LEFT JOIN __dirty_users u ON false",
+        "a late membership does not correct the events already attributed",
     ),
     Mutant(
         "test-mode-stored",

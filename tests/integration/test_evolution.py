@@ -59,6 +59,16 @@ def test_a_type_is_widened_and_any_other_change_refused(lake: Lake, reopen: Call
         reopen("other").open_for_write(RAW)
 
 
+def test_a_column_that_need_not_be_there_any_more_may_be_null(lake: Lake, reopen: Callable[[str], Lake], tmp_path: Path) -> None:
+    append(lake, 0, 0, 3)
+    redeclare(tmp_path, "type: timestamptz, required: true", "type: timestamptz")
+    fields = reopen("optional").open_for_write(RAW).schema().fields
+    assert [f.name for f in lake.load(RAW).schema().fields if f.required] == [f.name for f in fields if f.required]
+    assert not any(f.required and str(f.field_type) == "timestamptz" for f in fields)
+    redeclare(tmp_path, "type: timestamptz, pii", "type: timestamptz, required: true, pii")
+    assert fields == reopen("back").open_for_write(RAW).schema().fields, "rows may hold NULL by then"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

@@ -11,7 +11,7 @@ from lakehouse.lake import Lake, Run, history, open_lake
 from lakehouse.rollback import rollback_table
 from lakehouse.runner import run, run_table
 from lakehouse.settings import Settings
-from tests.feed import feed_crm, feed_product, feed_stripe, rows
+from tests.feed import feed_crm, feed_members, feed_product, feed_stripe, rows
 
 RECEIVED = "2026-01-10T12:00:05Z"
 ALL = 'SELECT * EXCLUDE (topic, partition, "offset") FROM product.events ORDER BY event_id'
@@ -125,6 +125,53 @@ def test_outcomes(road: Lake) -> None:
     ]
 
 
+def test_an_event_without_a_workspace_has_that_of_its_user(road: Lake) -> None:
+    feed_crm(road, ("ws_2", "cus_1", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z"))
+    feed_crm(road, ("ws_2", "cus_2", "2026-01-10T06:00:00Z", "2026-01-10T06:00:00Z"), mapping="second")
+    feed_members(
+        road,
+        ("u_one", "ws_1", "2026-01-05T00:00:00Z", "2026-01-05T00:00:00Z"),
+        ("u_two", "ws_1", "2026-01-05T00:00:00Z", "2026-01-05T00:00:00Z"),
+        ("u_two", "ws_2", "2026-01-08T00:00:00Z", "2026-01-08T00:00:00Z"),
+        ("u_other", "ws_2", "2026-01-05T00:00:00Z", "2026-01-05T00:00:00Z"),
+        ("u_unmapped", "ws_9", "2026-01-05T00:00:00Z", "2026-01-05T00:00:00Z"),
+    )
+    here = {"workspace_id": ..., "user_id": "u_one"}
+    feed_product(
+        road,
+        {"event_id": "a_one"} | here,
+        {"event_id": "b_before", "occurred_at": "2026-01-04T23:59:59Z"} | here,
+        {"event_id": "c_two"} | here | {"user_id": "u_two"},
+        {"event_id": "d_two_yet_one", "occurred_at": "2026-01-07T23:59:59Z"} | here | {"user_id": "u_two"},
+        {"event_id": "e_customers"} | here | {"user_id": "u_other"},
+        {"event_id": "f_sent", "workspace_id": "ws_1", "user_id": "u_two"},
+        {"event_id": "g_customers", "workspace_id": "ws_2"},
+        {"event_id": "h_unmapped"} | here | {"user_id": "u_unmapped"},
+        {"event_id": "i_stranger"} | here | {"user_id": "u_404"},
+        {"event_id": "j_nobody"} | here | {"user_id": ...},
+        received=RECEIVED,
+    )
+    run(road)
+    found = rows(
+        road,
+        "SELECT event_id, workspace_id, attributed_workspace_id, workspace_source, attribution, account, customer_id, plan "
+        "FROM product.events ORDER BY event_id",
+    )
+    assert [tuple(r.values()) for r in found] == [
+        ("a_one", None, "ws_1", "membership", "resolved", "platform", "cus_1", "starter"),
+        ("b_before", None, None, None, "unmapped_workspace", None, None, None),
+        ("c_two", None, None, None, "ambiguous", None, None, None),
+        ("d_two_yet_one", None, "ws_1", "membership", "resolved", "platform", "cus_1", "starter"),
+        ("e_customers", None, "ws_2", "membership", "ambiguous", None, None, None),
+        ("f_sent", "ws_1", "ws_1", "sent", "resolved", "platform", "cus_1", "starter"),
+        ("g_customers", "ws_2", "ws_2", "sent", "ambiguous", None, None, None),
+        ("h_unmapped", None, "ws_9", "membership", "unmapped_workspace", None, None, None),
+        ("i_stranger", None, None, None, "unmapped_workspace", None, None, None),
+        ("j_nobody", None, None, None, "unmapped_workspace", None, None, None),
+    ]
+    assert rows(road, "SELECT count(DISTINCT customers) AS n FROM billing.workspace_customer_history") == [{"n": 2}]
+
+
 LATE_TRUTHS = {
     "billing": lambda lake: feed_stripe(
         lake,
@@ -137,7 +184,17 @@ LATE_TRUTHS = {
     ),
     "moved workspace": lambda lake: feed_crm(lake, ("ws_1", "cus_2", "2026-01-10T11:30:00Z", "2026-01-12T00:00:00Z")),
     "first mapping": lambda lake: feed_crm(lake, ("ws_2", "cus_1", "2026-01-05T00:00:00Z", "2026-01-12T00:00:00Z")),
+    "second customer": lambda lake: feed_crm(
+        lake, ("ws_1", "cus_9", "2026-01-10T11:00:00Z", "2026-01-12T00:00:00Z"), mapping="second"
+    ),
+    "first membership": lambda lake: feed_members(lake, ("usr_7", "ws_1", "2026-01-09T00:00:00Z", "2026-01-12T00:00:00Z")),
+    "second membership": lambda lake: feed_members(lake, ("usr_8", "ws_2", "2026-01-10T11:00:00Z", "2026-01-12T00:00:00Z")),
+    "membership ended": lambda lake: feed_members(lake, ("usr_8", "ws_1", "2026-01-09T11:00:00Z", "2026-01-12T00:00:00Z", True)),
 }
+
+
+USERS = ("usr_7", "usr_8")
+MEMBERS = [("usr_8", "ws_1", "2026-01-08T00:00:00Z", "2026-01-08T00:00:00Z")]
 
 
 @pytest.mark.parametrize("late", LATE_TRUTHS)
@@ -148,6 +205,9 @@ def test_repair_equals_a_full_recompute_and_leaves_other_files_alone(tmp_path: P
         for day in (8, 9, 10)
         for hour in (10, 12)
     ]
+    unplaced = [e | {"event_id": f"{u}-{e['event_id']}", "workspace_id": ..., "user_id": u} for e in events[:6] for u in USERS]
+    events += unplaced
+    feed_members(road, *MEMBERS)
     feed_product(road, *events, received=RECEIVED)
     run(road)
     before = {t.file.file_path for t in road.load("product.events").scan().plan_files()}
@@ -165,6 +225,7 @@ def test_repair_equals_a_full_recompute_and_leaves_other_files_alone(tmp_path: P
     again = make(tmp_path / "again")
     feed_stripe(again, {"id": "evt_1", "type": "customer.subscription.created", "at": "2026-01-01T00:00:00Z"})
     feed_crm(again, ("ws_1", "cus_1", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z"))
+    feed_members(again, *MEMBERS)
     LATE_TRUTHS[late](again)
     feed_product(again, *events, received=RECEIVED)
     run(again)

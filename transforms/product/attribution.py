@@ -1,77 +1,180 @@
-"""The plan in force when an event happened, and the repair of the events that a late truth made wrong."""
+"""Whose an event is and what plan was in force when it happened: a pure function of the event and of what is known.
+
+The repair of the events that a late truth made wrong calls the same function.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import duckdb
 import polars as pl
 from pyiceberg.manifest import DataFile
 
 from lakehouse.asof import asof_join
 from lakehouse.plans import Plan, frame, live_files
-from lakehouse.predicates import all_of, at_least, at_most, one_of
+from lakehouse.predicates import all_of, any_of, at_least, at_most, is_null, one_of
 from lakehouse.queries import files_sql, path_for_duckdb
 
-ATTRIBUTED = ("attribution", "account", "customer_id", "subscription_id", "plan", "plan_rank", "price_id", "billing_status")
+INPUTS = ("product.user_workspace_history", "billing.workspace_customer_history", "billing.plan_timeline")
+
+PLANS = ("subscription_id", "plan", "plan_rank", "price_id", "billing_status")
+
+ATTRIBUTED = ("attribution", "workspace_source", "attributed_workspace_id", "account", "customer_id", *PLANS)
 
 
-def attribute(events: pl.DataFrame, workspaces: pl.DataFrame, timeline: pl.DataFrame) -> pl.DataFrame:
-    """Give each event the customer of its workspace and that customer's plan, both as of `occurred_at`.
+@dataclass(frozen=True)
+class Known:
+    """What is known of who belonged to whom: disjoint intervals of each key, [valid_from, valid_to).
 
-    A pure function: events (workspace_id, occurred_at, ...), workspaces (billing.workspace_customer_history), timeline
-    (billing.plan_timeline) -> events with the columns of ATTRIBUTED added or replaced, in the same order.
+    members: user_id -> workspace_id, workspaces (product.user_workspace_history), at least of the users of events that name no
+    workspace. customers: workspace_id -> account, customer_id, customers (billing.workspace_customer_history). plans: account,
+    customer_id -> PLANS (billing.plan_timeline).
+    """
+
+    members: pl.DataFrame
+    customers: pl.DataFrame
+    plans: pl.DataFrame
+
+
+def known_for(connection: duckdb.DuckDBPyConnection, events: pl.DataFrame, before: Known | None = None) -> Known:
+    """What is needed to attribute `events`, out of the tables of INPUTS as they are bound in the connection.
+
+    before: what was loaded for other events of the same batch; what does not depend on the events is taken from it.
+    """
+    users = events.filter(pl.col("workspace_id").is_null()).select("user_id").unique().drop_nulls()
+    connection.register("__users", users.to_arrow())
+    of_users = "SEMI JOIN __users USING (user_id)" if users.height else "LIMIT 0"
+    return Known(
+        frame(connection, f"SELECT * FROM product.user_workspace_history {of_users}"),
+        before.customers if before else frame(connection, "SELECT * FROM billing.workspace_customer_history"),
+        before.plans if before else frame(connection, "SELECT * FROM billing.plan_timeline"),
+    )
+
+
+def attribute(events: pl.DataFrame, known: Known) -> pl.DataFrame:
+    """Give each event its workspace, that workspace's customer and that customer's plan, all as of `occurred_at`.
+
+    A pure function: events (workspace_id, user_id, occurred_at, ...) -> events with the columns of ATTRIBUTED added or replaced,
+    in the same order. Each event is attributed by itself: what stands beside it changes nothing.
+
+    An event without a workspace has that of its user, if the user belongs to exactly one then. Several workspaces, or a workspace
+    that is mapped to several customers: `ambiguous`, and nothing is chosen.
     """
     bare = events.drop([c for c in ATTRIBUTED if c in events.columns])
-    mapped = asof_join(bare, workspaces, time="occurred_at", keys=["workspace_id"], columns=["account", "customer_id"])
-    found = asof_join(
-        mapped,
-        timeline,
+    placed = _placed(bare, known)
+    mapped = asof_join(
+        placed,
+        known.customers.rename({"workspace_id": "attributed_workspace_id"}),
         time="occurred_at",
-        keys=["account", "customer_id"],
-        columns=["subscription_id", "plan", "plan_rank", "price_id", "billing_status"],
+        keys=["attributed_workspace_id"],
+        columns=["account", "customer_id", "customers"],
     )
+    found = asof_join(mapped, known.plans, time="occurred_at", keys=["account", "customer_id"], columns=PLANS)
     outcome = (
-        pl.when(pl.col("customer_id").is_null())
+        pl.when((pl.col("__workspaces") > 1) | (pl.col("customers") > 1))
+        .then(pl.lit("ambiguous"))
+        .when(pl.col("customer_id").is_null())
         .then(pl.lit("unmapped_workspace"))
         .when(pl.col("billing_status").is_null())
         .then(pl.lit("no_subscription"))
         .otherwise(pl.lit("resolved"))
     )
-    return found.with_columns(outcome.alias("attribution"))
+    account = pl.when(pl.col("customer_id").is_not_null()).then("account")
+    return found.with_columns(outcome.alias("attribution"), account).drop("__workspaces", "customers")
 
 
-def _dirty(plan: Plan, workspaces: pl.DataFrame) -> pl.DataFrame:
-    """Workspaces whose events may be wrong now, each from when on: columns workspace_id, since.
+def _placed(events: pl.DataFrame, known: Known) -> pl.DataFrame:
+    """The events with attributed_workspace_id, workspace_source, and `__workspaces`: how many it could have been."""
+    sent = pl.col("workspace_id").is_not_null()
+    if not events["workspace_id"].null_count():  # most batches: nothing to look up, and no wide column to move
+        return events.with_columns(
+            attributed_workspace_id="workspace_id", workspace_source=pl.lit("sent"), __workspaces=pl.lit(1, pl.Int64)
+        )
+    narrow = events.select("workspace_id", "user_id", "occurred_at").with_row_index("__event")
+    found = asof_join(
+        narrow.filter(~sent).drop("workspace_id"),
+        known.members,
+        time="occurred_at",
+        keys=["user_id"],
+        columns=["workspace_id", "workspaces"],
+    )
+    each = narrow.join(found, on="__event", how="left", maintain_order="left", suffix="_found").select(
+        pl.coalesce("workspace_id", "workspace_id_found").alias("attributed_workspace_id"),
+        pl.when(sent)
+        .then(pl.lit("sent"))
+        .when(pl.col("workspace_id_found").is_not_null())
+        .then(pl.lit("membership"))
+        .alias("workspace_source"),
+        pl.col("workspaces").alias("__workspaces"),
+    )
+    return events.hstack(each)
 
-    They come from what was recorded in the offset ranges consumed, so that an expired snapshot cannot lose them: a
-    billing version changes its customer's timeline from its own second on, a CRM row its workspace from when it took effect.
+
+@dataclass(frozen=True)
+class Dirty:
+    """What may be attributed wrongly now, each from when on. workspaces: workspace_id, since. users: user_id, since."""
+
+    workspaces: pl.DataFrame
+    users: pl.DataFrame
+
+    def is_empty(self) -> bool:
+        """Nothing was learnt that an event already attributed could depend on."""
+        return self.workspaces.is_empty() and self.users.is_empty()
+
+
+def _dirty(plan: Plan, customers: pl.DataFrame) -> Dirty:
+    """Workspaces whose events, and users whose events without a workspace, may be wrong now.
+
+    They come from what was recorded in the offset ranges consumed, so that an expired snapshot cannot lose them: a billing
+    version changes its customer's timeline from its own second on, a CRM row its workspace or user from when it took effect.
     """
     versions = pl.DataFrame(plan.new_rows("billing.event_versions", "object_type, account, customer_id, created_at"))
-    customers = (
+    billed = (
         versions.filter(pl.col("object_type") == "subscription")
         .group_by("account", "customer_id")
         .agg(pl.col("created_at").min().alias("since"))
     )
     crm = pl.DataFrame(plan.new_rows("raw.crm_workspaces", "workspace_id, effective_at"))
-    by_billing = workspaces.join(customers, on=["account", "customer_id"]).select("workspace_id", "since")
+    members = pl.DataFrame(plan.new_rows("raw.crm_memberships", "user_id, effective_at"))
+    by_billing = customers.join(billed, on=["account", "customer_id"]).select("workspace_id", "since")
     by_crm = crm.select("workspace_id", pl.col("effective_at").alias("since"))
-    return pl.concat([by_billing, by_crm]).group_by("workspace_id").agg(pl.col("since").min())
+    return Dirty(
+        pl.concat([by_billing, by_crm]).group_by("workspace_id").agg(pl.col("since").min()),
+        members.group_by("user_id").agg(pl.col("effective_at").min().alias("since")),
+    )
 
 
-def rewrites(
-    plan: Plan, workspaces: pl.DataFrame, timeline: pl.DataFrame, replaced: pl.DataFrame
-) -> tuple[Sequence[DataFile], pl.DataFrame | None]:
-    """The live files in which an event's attribution changes or a copy is replaced, and their corrected rows."""
-    dirty = _dirty(plan, workspaces)
+def _suspect_files(plan: Plan, dirty: Dirty) -> list[DataFile]:
+    """The live files that may hold an event of what is dirty."""
+    unsent = is_null("workspace_id")
+    places, users = dirty.workspaces, dirty.users
+    where = []
+    if not places.is_empty():
+        ids = places["workspace_id"].to_list()
+        theirs = any_of((one_of("workspace_id", ids), all_of((unsent, one_of("attributed_workspace_id", ids)))))
+        where.append(all_of((at_least("occurred_at", min(places["since"])), theirs)))
+    if not users.is_empty():
+        where.append(
+            all_of((at_least("occurred_at", min(users["since"])), unsent, one_of("user_id", users["user_id"].to_list())))
+        )
+    return live_files(plan, any_of(where)) if where else []
+
+
+def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence[DataFile], pl.DataFrame | None]:
+    """The live files in which an event's attribution changes or a copy is replaced, and their corrected rows.
+
+    known: as loaded for the batch; its members are those of the batch's own events, others are looked up here.
+    """
+    dirty = _dirty(plan, known.customers)
     if plan.base is None or (dirty.is_empty() and replaced.is_empty()):
         return (), None
     connection = plan.connection
-    connection.register("__dirty", dirty.to_arrow())
+    connection.register("__dirty_workspaces", dirty.workspaces.to_arrow())
+    connection.register("__dirty_users", dirty.users.to_arrow())
     connection.register("__replaced", replaced.to_arrow())
-    found: list[DataFile] = []
-    if not dirty.is_empty():
-        where = all_of((at_least("occurred_at", min(dirty["since"])), one_of("workspace_id", dirty["workspace_id"].to_list())))
-        found += live_files(plan, where)
+    found = _suspect_files(plan, dirty)
     if not replaced.is_empty():
         when = replaced["occurred_at"].to_list()  # where the known copies are: their days bound the files to look into
         where = all_of(
@@ -87,11 +190,15 @@ def rewrites(
         return (), None
     suspects = frame(
         connection,
-        f"SELECT e.filename, e.event_id, e.workspace_id, e.occurred_at, {', '.join(f'e.{c}' for c in ATTRIBUTED)} "
-        f"FROM {files_sql(plan.table, files)} e JOIN __dirty d "
-        "ON d.workspace_id = e.workspace_id AND e.occurred_at >= d.since",
+        f"""
+        SELECT e.filename, e.event_id, e.workspace_id, e.user_id, e.occurred_at, {", ".join(f"e.{c}" for c in ATTRIBUTED)}
+        FROM {files_sql(plan.table, files)} e
+        LEFT JOIN __dirty_workspaces w ON w.workspace_id = coalesce(e.workspace_id, e.attributed_workspace_id)
+        LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND u.user_id = e.user_id
+        WHERE e.occurred_at >= w.since OR e.occurred_at >= u.since
+        """,
     )
-    fresh = attribute(suspects, workspaces, timeline).select(suspects.columns)
+    fresh = attribute(suspects, known_for(connection, suspects, known)).select(suspects.columns)
     changed = fresh.filter(pl.any_horizontal([fresh[c].ne_missing(suspects[c]) for c in ATTRIBUTED]))
     stale = frame(
         connection,
@@ -105,4 +212,4 @@ def rewrites(
         connection,
         f"SELECT * EXCLUDE (filename) FROM {files_sql(plan.table, hit)} ANTI JOIN __replaced USING (event_id, occurred_at)",
     )
-    return remove, attribute(kept, workspaces, timeline)
+    return remove, attribute(kept, known_for(connection, kept, known))

@@ -10,19 +10,20 @@ from __future__ import annotations
 import polars as pl
 
 from lakehouse.commit import scope_of
-from lakehouse.plans import Plan, Staged, count_rows, frame
+from lakehouse.plans import Plan, Staged, count_rows
 from lakehouse.queries import bind_sql
 from lakehouse.staging import stage
-from transforms.product.attribution import attribute, rewrites
+from transforms.product import attribution
+from transforms.product.attribution import attribute, known_for, rewrites
 from transforms.product.duplicates import unique_events
 from transforms.product.parsing import Lateness, parse
 
 INPUTS = (
     "raw.product_events",
     "raw.crm_workspaces",
+    "raw.crm_memberships",
     "billing.event_versions",
-    "billing.plan_timeline",
-    "billing.workspace_customer_history",
+    *attribution.INPUTS,
 )
 
 # Normal up to 72 h late, accepted and flagged up to 30 days, else (or more than 10 min ahead) refused.
@@ -36,7 +37,7 @@ def plan(plan: Plan) -> Staged:
     new = plan.new_rows_sql("raw.product_events")
     connection.execute(f'CREATE TEMP TABLE records AS SELECT topic, partition, "offset", received_at, payload FROM {new}')
     bind_sql(connection, "raw.product_events", "records")
-    plan.bind(["billing.plan_timeline", "billing.workspace_customer_history"])
+    plan.bind(attribution.INPUTS)
     parse(connection, plan.declared, ALLOWED)
     connection.execute("DROP TABLE records")
     rejected = connection.execute(
@@ -44,11 +45,10 @@ def plan(plan: Plan) -> Staged:
     ).to_arrow_table()
     dead = plan.reject(rejected)
 
-    workspaces = frame(connection, "SELECT * FROM billing.workspace_customer_history")
-    timeline = frame(connection, "SELECT * FROM billing.plan_timeline")
     unique = unique_events(plan)
-    events = attribute(unique.events, workspaces, timeline)
-    remove, rewritten = rewrites(plan, workspaces, timeline, unique.replaced)
+    known = known_for(connection, unique.events)
+    events = attribute(unique.events, known)
+    remove, rewritten = rewrites(plan, known, unique.replaced)
     columns = plan.declared.column_names
     added = pl.concat(
         [events.select(columns), *([rewritten.select(columns)] if rewritten is not None else [])], how="vertical_relaxed"
