@@ -90,6 +90,20 @@ class Awaited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after_hours: int
 
 
+class Explained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where figures of a row come from: rows of `source` for which `where` is true (lakehouse/explain.py).
+
+    where, also, measures: SQL over `source AS entry` and other tables; `$column` is the row's own. also: {name: what is worked
+    out of each of these rows}. measures: {column: what it is of all of them}; none where the rows are only what it was made from.
+    """
+
+    source: str
+    why: str
+    where: str
+    also: dict[str, str] = {}
+    measures: dict[str, str] = {}
+
+
 class KeepSnapshots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which snapshots of `main` stay when maintenance expires the others.
 
@@ -123,6 +137,7 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshots: KeepSnapshots | None = None
     freshness_minutes: int | None = None
     complete: list[Awaited] = []
+    explain: list[Explained] = []
     checks: list[Check] = []
     path: str = ""
 
@@ -281,6 +296,7 @@ def _validate(path: Path, content: Any) -> Declaration:
         "build.by": list(declared.build.by),
         "build.first_by": declared.build.first_by,
         "build.conflict_on": declared.build.conflict_on,
+        "explain.measures": [m for e in declared.explain for m in e.measures],
     }.items():
         for column in used:
             if column not in names:
@@ -368,6 +384,9 @@ def _parsed(catalog_dir: Path, files: tuple[tuple[Path, str], ...]) -> dict[str,
     for declared in tables.values():
         if declared.build.driver and declared.build.driver not in tables:
             raise DeclarationError(f"{declared.path}: build.driver {declared.build.driver!r} is not a declared table")
+        for explained in declared.explain:
+            if explained.source not in tables:
+                raise DeclarationError(f"{declared.path}: explain.source {explained.source!r} is not a declared table")
     return tables
 
 

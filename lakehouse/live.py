@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression
-from pyiceberg.manifest import DataFile, DataFileContent
+from pyiceberg.manifest import DataFile, DataFileContent, ManifestEntry
 from pyiceberg.table import ManifestGroupPlanner, Table
 
 from lakehouse.errors import Replan, Terminal
@@ -14,7 +14,13 @@ CURRENT = -1
 
 
 def files_where(table: Table, where: BooleanExpression | None = None, snapshot_id: int | None = CURRENT) -> list[DataFile]:
-    """The files of a snapshot that may hold rows of `where` (default: all of the current one; None: a table that held nothing).
+    """The files of a snapshot that may hold rows of `where`; see `entries_where`."""
+    return [e.data_file for e in entries_where(table, where, snapshot_id)]
+
+
+def entries_where(table: Table, where: BooleanExpression | None = None, snapshot_id: int | None = CURRENT) -> list[ManifestEntry]:
+    """The files of a snapshot that may hold rows of `where` (default: all of the current one; None: a table that held nothing),
+    each with the snapshot that added it.
 
     What pyiceberg's `plan_files` finds, without what only its own reader needs: for each file it binds the filter again, to
     leave out what the partition has proven. Of 400 names in 90 files that took 250 of 266 ms.
@@ -30,10 +36,10 @@ def files_where(table: Table, where: BooleanExpression | None = None, snapshot_i
     if snapshot is None:
         raise Replan(f"{name}: snapshot {snapshot_id} has expired; plan again")
     planner = ManifestGroupPlanner(table.metadata, table.io, where or AlwaysTrue())
-    files = [e.data_file for e in chain.from_iterable(planner.plan_manifest_entries(snapshot.manifests(table.io)))]
-    if any(f.content != DataFileContent.DATA for f in files):
+    entries = list(chain.from_iterable(planner.plan_manifest_entries(snapshot.manifests(table.io))))
+    if any(e.data_file.content != DataFileContent.DATA for e in entries):
         raise Terminal(
             f"{name}: snapshot {snapshot.snapshot_id} has delete files, which nothing here writes; let the engine that wrote "
             f"them rewrite the data files, or go back: lakehouse rollback {name}"
         )
-    return files
+    return entries

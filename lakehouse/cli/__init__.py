@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, terminate)
         from lakehouse.cli import (  # noqa: F401 - they register their commands
             bench,
+            explain,
             explore,
             ingest,
             maintain,

@@ -12,6 +12,7 @@ from command import SMALL, Ran, finish, start
 
 from lakehouse.cli import (  # noqa: F401 - they register their commands
     bench,
+    explain,
     explore,
     ingest,
     maintain,
@@ -43,6 +44,7 @@ JSON_EXAMPLES = {
     "maintain": ["ops.dead_letters", "--dry-run"],
     "revenue": [],
     "report": [],
+    "explain": ["marts.mrr_movements", "--where", "currency = 'usd' AND month = '2026-01-01' AND plan = 'pro'"],
     "render": ["soda", "product.events"],
 }
 # with services in test_services.py and test_reconcile_commands.py; what changes the world, in test_operate.py
