@@ -133,16 +133,18 @@ def tell_invoice(desk: Desk, invoice: Invoice, at: int, kind: str) -> None:
 
 
 def bill(desk: Desk, invoice: Invoice, at: int, kind: str, amount: int) -> None:
-    """Book what an invoice adds to (or takes from) what was billed."""
+    """Book what an invoice adds to (or takes from) what was billed; before it is told."""
     assert invoice.finalized_at is not None
     customer = invoice.subscription.customer
-    desk.log.book(Money("billed", kind, invoice.id, invoice.id, customer.id, customer.currency, amount, at, invoice.finalized_at))
+    at_order = at, invoice.finalized_at, len(desk.log.events)
+    desk.log.book(Money("billed", kind, invoice.id, invoice.id, customer.id, customer.currency, amount, *at_order))
 
 
 def move(desk: Desk, charge: Charge, at: int, kind: str, object_id: str, amount: int) -> None:
-    """Book cash that comes or goes because of a charge."""
+    """Book cash that comes or goes because of a charge; before it is told."""
     customer = charge.intent.invoice.subscription.customer
-    desk.log.book(Money("cash", kind, object_id, charge.id, customer.id, customer.currency, amount, at, charge.created))
+    at_order = at, charge.created, len(desk.log.events)
+    desk.log.book(Money("cash", kind, object_id, charge.id, customer.id, customer.currency, amount, *at_order))
 
 
 def finalize(desk: Desk, invoice: Invoice, at: int) -> None:
@@ -152,8 +154,8 @@ def finalize(desk: Desk, invoice: Invoice, at: int) -> None:
         intent = Intent(desk.new_id("pi"), base62(desk.rng, 24), invoice, invoice.total, at)
         invoice.intent = intent
         desk.log.add(at, "payment_intent.created", render_intent(intent, desk.log.version(at)))
-    tell_invoice(desk, invoice, at, "invoice.finalized")
     bill(desk, invoice, at, "invoice", invoice.total)
+    tell_invoice(desk, invoice, at, "invoice.finalized")
     if invoice.total == 0:
         invoice.status, invoice.paid_at = "paid", at
         tell_invoice(desk, invoice, at, "invoice.paid")
@@ -172,8 +174,8 @@ def attempt(desk: Desk, invoice: Invoice, at: int, *, succeeds: bool, next_attem
     invoice.attempt_count += 1
     if succeeds:
         intent.status, invoice.status, invoice.paid_at, invoice.next_attempt = "succeeded", "paid", at, None
-        log.add(at, "charge.succeeded", render_charge(charge, version))
         move(desk, charge, at, "charge", charge.id, intent.amount)
+        log.add(at, "charge.succeeded", render_charge(charge, version))
         log.add(at, "payment_intent.succeeded", render_intent(intent, version))
         tell_invoice(desk, invoice, at, "invoice.paid")
         tell_invoice(desk, invoice, at, "invoice.payment_succeeded")
@@ -195,12 +197,12 @@ def give_up(desk: Desk, invoice: Invoice, at: int, *, void: bool) -> None:
         if invoice.intent is not None:
             invoice.intent.status, invoice.intent.canceled_at = "canceled", at
             desk.log.add(at, "payment_intent.canceled", render_intent(invoice.intent, desk.log.version(at)))
-        tell_invoice(desk, invoice, at, "invoice.voided")
         bill(desk, invoice, at, "invoice_voided", -invoice.total)
+        tell_invoice(desk, invoice, at, "invoice.voided")
     else:
         invoice.status, invoice.uncollectible_at = "uncollectible", at
-        tell_invoice(desk, invoice, at, "invoice.marked_uncollectible")
         bill(desk, invoice, at, "invoice_uncollectible", -invoice.total)
+        tell_invoice(desk, invoice, at, "invoice.marked_uncollectible")
 
 
 def refund(desk: Desk, charge: Charge, at: int, amount: int, reason: str | None) -> Refund:

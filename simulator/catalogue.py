@@ -16,6 +16,8 @@ PLAN_FEATURES = {
     "enterprise": ("sso", "audit_log", "drm", "custom_domain"),
 }
 FEATURES = tuple(feature for plan in PLANS for feature in PLAN_FEATURES[plan])
+# Open to everybody, so that what was shared goes on working.
+FREE_FEATURES = ("playback", "comments")
 # What a customer tries before it buys the plan: the funnel must find a lift exactly here.
 UPGRADE_SIGNALS = {"pro": ("export_4k", "live_stream", "brand_kit"), "enterprise": ("sso", "audit_log", "custom_domain")}
 

@@ -76,7 +76,7 @@ def play(
     if not all((folder / name).exists() for name in ("truth/truth.json", "journal.json")):
         # without a journal nothing was sent: the truth there may be that of another world, whose demo ended this early
         progress("writing down the truth", 0, 0)
-        write_truth(world, folder / "truth")
+        write_truth(world, folder / "truth", withheld(world, withhold))
     clock = Clock()
     with (
         services(clock) as running,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from random import Random
 
 import msgspec
@@ -14,6 +15,7 @@ from simulator.shapes import Json
 from simulator.state import NEW_VERSION, OLD_VERSION
 
 REPEATED, LATE = 0.04, 0.02
+BURST_SECONDS = 1800  # what is due within so long is posted in one burst, at the time of its last delivery
 _DAY = 86_400
 
 
@@ -62,7 +64,8 @@ class Delivery:
 class Money:
     """One movement that finance must find: what happened, when, and when the revenue that it changes arose (epoch seconds).
 
-    `origin_id`: the charge or invoice whose revenue it changes; `amount`: signed, minor units.
+    `origin_id`: the charge or invoice whose revenue it changes; `amount`: signed, minor units; `order`: events of its object tell
+    it from this place on.
     """
 
     basis: str
@@ -74,6 +77,7 @@ class Money:
     amount: int
     at: int
     origin_at: int
+    order: int
 
 
 @dataclass(slots=True)
@@ -118,6 +122,16 @@ class EventLog:
             request=request,
         )
         self.events.append(event)
+
+
+def first_received(deliveries: Iterable[Delivery]) -> dict[str, float]:
+    """When each event is received first (epoch seconds): when the burst that it comes in is posted."""
+    received: dict[str, float] = {}
+    for _, burst in groupby(deliveries, lambda delivery: int(delivery.deliver_at // BURST_SECONDS)):
+        group = list(burst)
+        for delivery in group:
+            received.setdefault(delivery.event_id, group[-1].deliver_at)
+    return received
 
 
 def disorder_ids(events: Iterable[StripeEvent]) -> None:

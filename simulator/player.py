@@ -24,12 +24,11 @@ import polars as pl
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from simulator.chance import generator
-from simulator.events import Delivery
+from simulator.events import BURST_SECONDS, Delivery
 from simulator.webhooks import WebhookSender
 from simulator.workspaces import CrmChange, MembershipChange
 from simulator.world import World
 
-BURST_SECONDS = 1800
 FLUSH_SECONDS = 60.0
 _HEADERS: list[tuple[str, str | bytes | None]] = [("content-type", b"application/json")]
 _CREATE_CRM = """

@@ -6,16 +6,20 @@ price times seats, a year's by twelfths rounded half up. A day on which it diffe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from math import inf
 
 import polars as pl
 
 from simulator.catalogue import PRICES
-from simulator.events import Money
+from simulator.events import Money, first_received
 from simulator.timeline import StateInterval
+from simulator.world import World
 
 _DAY = 86_400
+_CLOSED_AFTER = 86_400  # seconds after its end
 _MOMENT = pl.Datetime("us", "UTC")
 MONEY = ["basis", "entry_type", "object_id", "origin_id", "customer_id", "currency", "amount_minor", "booked_at", "effective_at"]
 MOVEMENTS = {
@@ -33,6 +37,37 @@ def revenue(money: Iterable[Money]) -> pl.DataFrame:
     rows = [(m.basis, m.kind, m.object_id, m.origin_id, m.customer_id, m.currency, m.amount, m.at, m.origin_at) for m in money]
     frame = pl.DataFrame(rows, schema=MONEY, orient="row")
     return frame.with_columns((pl.col("booked_at", "effective_at").cast(pl.Int64) * 1_000_000).cast(_MOMENT))
+
+
+def posting_dates(world: World, withheld: Iterable[str] = ()) -> list[date | None]:
+    """The day on which each of `world.money` is booked; None for what only `withheld` events tell.
+
+    That is the day it happened, if that day was still open when it was first known, else the first day that was: a day is closed
+    24 hours after its end. It is known by the first event received of its object that was told when it had happened, or after; a
+    refund also by its charge, and so is its failure while the refund itself is not known.
+    """
+    withheld = set(withheld)
+    received = first_received(d for d in world.stripe_deliveries if d.event_id not in withheld)
+    told: dict[str | None, list[tuple[int, float]]] = defaultdict(list)
+    for event in world.stripe_events:
+        if event.id in received:
+            told[event.object_id].append((event.order, received[event.id]))
+
+    def first_of(object_id: str, order: int) -> float:
+        return min((at for place, at in told[object_id] if place >= order), default=inf)
+
+    found: list[date | None] = []
+    for moved in world.money:
+        known = first_of(moved.object_id, moved.order)
+        by_charge = first_of(moved.origin_id, moved.order)
+        if moved.kind == "refund" or (moved.kind == "refund_failed" and by_charge < first_of(moved.object_id, 0)):
+            known = min(known, by_charge)
+        found.append(max(_day(moved.at), _day(known - _CLOSED_AFTER)) if known < inf else None)
+    return found
+
+
+def _day(seconds: float) -> date:
+    return datetime.fromtimestamp(seconds, UTC).date()
 
 
 def mrr_movements(histories: Iterable[Sequence[StateInterval]]) -> pl.DataFrame:

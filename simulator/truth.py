@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from simulator.attribution import owners, plans
+from simulator.attribution import RESOLVED, attributed
+from simulator.marts import marts
 from simulator.revenue import mrr_movements, revenue
 from simulator.usage import MALFORMATIONS
 from simulator.world import World
@@ -49,7 +52,6 @@ STATES = {
     "refund": "amount",
     "dispute": "amount",
 }
-RESOLVED, UNMAPPED, UNSUBSCRIBED = "resolved", "unmapped_workspace", "no_subscription"
 _MOMENT = pl.Datetime("us", "UTC")
 _HISTORY = {
     "subscription_id": pl.String,
@@ -75,12 +77,12 @@ _TIMELINE = {
 }
 
 
-def write_truth(world: World, folder: Path) -> None:
-    """Write the truth, one Parquet file a kind of thing, and `truth.json`.
+def write_truth(world: World, folder: Path, withheld: Iterable[str] = ()) -> None:
+    """Write the truth, one Parquet file a kind of thing (and in `marts` one a mart), and `truth.json`.
 
-    Times are timestamps in microseconds, UTC; intervals are [valid_from, valid_to), NULL open.
+    Times are timestamps in microseconds, UTC; intervals are [valid_from, valid_to), NULL open. withheld: see `marts.marts`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "marts").mkdir(parents=True, exist_ok=True)
     frames = {
         "product_events": product_events(world),
         "subscription_history": subscription_history(world),
@@ -89,10 +91,12 @@ def write_truth(world: World, folder: Path) -> None:
         "object_states": object_states(world),
         "revenue": revenue(world.money),
         "mrr_movements": mrr_movements(world.histories.values()),
+        **{f"marts/{name}": frame for name, frame in marts(world, withheld).items()},
     }
     for name, frame in frames.items():
         frame.write_parquet(folder / f"{name}.parquet", compression="zstd", compression_level=1)
-    (folder / "truth.json").write_text(json.dumps(counts(world), indent=2) + "\n", encoding="utf-8")
+    told = counts(world) | {"withheld": len(set(withheld))}
+    (folder / "truth.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def subscription_history(world: World) -> pl.DataFrame:
@@ -130,21 +134,16 @@ def object_states(world: World) -> pl.DataFrame:
 
 def product_events(world: World) -> pl.DataFrame:
     """One row a unique valid product event, with the attribution it must get."""
-    events = world.product_records.usage.events
-    owner = owners(events, world.workspaces, sorted(world.timelines))
-    plan = plans(events["occurred_at"], owner, world.timelines)
-    mapped = events.select(pl.lit(pl.Series([w.mapped for w in world.workspaces])).gather("workspace")).to_series()
-    ids = pl.Series([w.id for w in world.workspaces])
-    resolved = mapped & plan["subscription_id"].is_not_null()
-    outcome = pl.when(~mapped).then(pl.lit(UNMAPPED)).when(resolved).then(pl.lit(RESOLVED)).otherwise(pl.lit(UNSUBSCRIBED))
-    names = ("stripe_customer_id", "subscription_id", "plan", "billing_status")
-    return pl.DataFrame(
-        {
-            "event_id": world.product_records.event_ids(events),
-            "occurred_at": (events["occurred_at"] * 1000).cast(_MOMENT),
-            "workspace_id": ids.gather(events["workspace"]),
-        }
-    ).with_columns(outcome.alias("outcome"), *(pl.when(resolved).then(plan[name]).alias(name) for name in names))
+    events = attributed(world.product_records.usage.events, world.workspaces, world.timelines)
+    resolved = pl.col("outcome") == RESOLVED
+    return events.select(
+        world.product_records.event_ids(events).alias("event_id"),
+        (pl.col("occurred_at") * 1000).cast(_MOMENT),
+        pl.Series([w.id for w in world.workspaces]).gather(events["workspace"]).alias("workspace_id"),
+        "outcome",
+        pl.when(resolved).then("customer_id").alias("stripe_customer_id"),
+        *(pl.when(resolved).then(name).alias(name) for name in ("subscription_id", "plan", "billing_status")),
+    )
 
 
 def _with_moments(frame: pl.DataFrame) -> pl.DataFrame:
@@ -163,6 +162,7 @@ def counts(world: World) -> dict[str, Any]:
         "end": world.end.isoformat(),
         "product_events": {
             "sent": len(world.product_records),
+            "received_until": datetime.fromtimestamp(int(world.product_records.received_at[-1]) / 1000, UTC).isoformat(),
             "unique": usage.events.height,
             "malformed": usage.records.height - bad[0],
             "duplicates": bad[0] - usage.events.height,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
+
+from simulator.cells import Compared, compare
+from simulator.marts import KEYS, funnel
 
 Query = Callable[[str], pa.Table]
 
@@ -38,6 +42,10 @@ UNION ALL SELECT 'refund', refund_id, status, amount_minor FROM billing.refunds
 UNION ALL SELECT 'dispute', dispute_id, status, amount_minor FROM billing.disputes
 """
 MRR = "SELECT customer_id, currency, movement_date, movement, before_minor, after_minor FROM billing.mrr_movements"
+MARTS = {name: f"SELECT * FROM marts.{name}" for name in KEYS}
+FUNNEL = "SELECT * FROM marts.upgrade_funnel"
+# after its end a day of exposures waits 7 days for the upgrade, and 3 for the use
+EXPOSURES_AWAITED = timedelta(days=10)
 RAW = """
 SELECT (SELECT count(*) FROM raw.product_events) AS product_events, (SELECT count(*) FROM raw.stripe_events) AS stripe_events
 """
@@ -94,7 +102,42 @@ def verify(folder: Path, query: Query) -> dict[str, Any]:
         "revenue_ledger": compare_money(money, pl.DataFrame(query(REVENUE))),
         "mrr_movements": _renamed(compare_intervals(movements, pl.DataFrame(query(MRR))), "movements"),
     }
-    return found | {"problems": _problems(found)}
+    compared = compare_marts(truth, told, query)
+    found |= {name: {"rows": c.rows, "stored": c.stored, "wrong": c.wrong} for name, c in compared.items()}
+    return found | {"problems": _problems(found) + [_tell(name, c) for name, c in compared.items() if c.wrong]}
+
+
+def compare_marts(truth: Path, told: dict[str, Any], query: Query) -> dict[str, Compared]:
+    """Each mart against its truth, by `marts.NAME`.
+
+    The days that count in the funnel are those that the lake says are complete: they must be the first ones, and over.
+    """
+    compared: dict[str, Compared] = {}
+    for name, key in KEYS.items():
+        true, stored = pl.read_parquet(truth / "marts" / f"{name}.parquet"), pl.DataFrame(query(MARTS[name]))
+        if name == "revenue_daily" and told["withheld"]:
+            # on which day it is booked depends on who asks Stripe when; in sum it is what is restated
+            restated = true.select(
+                "currency", pl.col("^restated_.*$"), pl.col("^restated_.*$").name.replace("restated", "booked")
+            )
+            true, stored, key = _by_currency(restated), _by_currency(stored), ["currency"]
+        if name == "upgrade_exposures":
+            received = datetime.fromisoformat(told["product_events"]["received_until"])
+            over = (received - EXPOSURES_AWAITED).date() - timedelta(days=1)
+            last = min(over, max(stored.filter("complete")["exposure_date"], default=date.min))
+            true = true.with_columns(complete=pl.col("exposure_date") <= last)
+            compared["marts.upgrade_funnel"] = compare(funnel(true, last), pl.DataFrame(query(FUNNEL)), ["plan", "feature"])
+        compared[f"marts.{name}"] = compare(true, stored, key)
+    return compared
+
+
+def _by_currency(revenue: pl.DataFrame) -> pl.DataFrame:
+    """The money of marts.revenue_daily by currency, without the days."""
+    return revenue.group_by("currency").agg(pl.col("^(booked|restated)_.*_minor$").sum())
+
+
+def _tell(name: str, compared: Compared) -> str:
+    return f"{name}: {compared.wrong:,} wrong rows, e.g. {'; '.join(compared.examples)}"
 
 
 def _compare_ids(true: pl.Series, stored: pl.Series) -> dict[str, int]:

@@ -302,7 +302,7 @@ def verify(as_json: AsJson = False) -> None:
 def _tell_verdict(verdict: dict[str, Any]) -> None:
     rows = [
         [
-            section.replace("_", " "),
+            section if "." in section else section.replace("_", " "),
             ", ".join(f"{_figure(v)} {k.replace('_', ' ')}" for k, v in values.items() if not isinstance(v, dict)),
         ]
         for section, values in verdict.items()
