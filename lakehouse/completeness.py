@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+import sqlglot
+from sqlglot import exp
+
 from lakehouse.coordinates import ranges_sql
 from lakehouse.cuts import raw_roots
 from lakehouse.declarations import Declaration, load_reference
 from lakehouse.lake import Lake
 from lakehouse.positions import TopicPartition, Vector
-from lakehouse.queries import connect
-from lakehouse.transforms import Transform, upstream
+from lakehouse.queries import connect, tables_read
+from lakehouse.transforms import Transform, load_transforms, upstream
 
 NEVER = date(1, 1, 1)
 """`complete_until` of a table that has not taken up anything of one of its topics."""
@@ -99,6 +102,25 @@ def standings(lake: Lake, names: Iterable[str], transforms: Mapping[str, Transfo
             {clock: received(clock, reached) for clock in sorted(raw_roots(lake, name, transforms))},
         )
     return found
+
+
+def notes(lake: Lake, sql: str) -> list[str]:
+    """What to know of the tables by day that a query reads: until when each is complete. None if the query asks that itself."""
+    tree = sqlglot.parse_one(sql, dialect="duckdb")
+    if any(c.name.lower() == "complete" for c in tree.find_all(exp.Column)):
+        return []
+    transforms = load_transforms(lake.settings.transforms_dir, lake.declarations)
+    names = [n for n in tables_read(sql) if n in lake.declarations and _by_day(lake, n, transforms)]
+    return [said(standing) for standing in standings(lake, names, transforms).values()] if names else []
+
+
+def said(standing: Standing) -> str:
+    """Until when a table by day is complete, and what it goes by."""
+    until = f"is complete until {standing.complete_until}, later days can still change"
+    if standing.complete_until in (None, NEVER):
+        until = "has no complete day yet"
+    received = ", ".join(f"{k} to {v:%Y-%m-%d %H:%M}Z" if v else f"{k}: nothing" for k, v in standing.received_until.items())
+    return f"{standing.table} {until} (received: {received})"
 
 
 def _by_day(lake: Lake, name: str, transforms: Mapping[str, Transform]) -> list[str]:

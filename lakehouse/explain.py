@@ -22,7 +22,7 @@ import sqlglot
 from pyiceberg.table import Table
 from sqlglot import exp
 
-from lakehouse.completeness import standings
+from lakehouse.completeness import Standing, said, standings
 from lakehouse.cuts import raw_roots
 from lakehouse.declarations import Declaration, Explained
 from lakehouse.errors import UsageError
@@ -92,15 +92,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A row explained. complete_until: of a table by day; None for others."""
+    """A row explained. complete: of a table by day, whether nothing that belongs to the row is awaited any more."""
 
     table: str
     snapshot_id: int | None
     row: Row
     steps: Sequence[Step]
+    standing: Standing
     complete: bool | None = None
-    complete_until: date | None = None
-    received_until: Mapping[str, datetime | None] = field(default_factory=dict)
 
     @property
     def differences(self) -> list[str]:
@@ -134,16 +133,15 @@ def explain(
     told = standings(lake, [name], load_transforms(lake.settings.transforms_dir, lake.declarations))[name]
     table = lake.load(name)
     made = _made(table)
-    row = _the_row(lake, declared, table, where, told.complete_until)
+    row = _the_row(lake, declared, table, where, told)
     steps = _Walk(lake, entries, withheld).steps(declared, row, made, measure)
     return Explanation(
         name,
         made.snapshot_id,
         _shown(declared, row, withheld),
         steps,
+        told,
         row.get("complete"),
-        told.complete_until,
-        told.received_until,
     )
 
 
@@ -161,7 +159,7 @@ def _made(table: Table) -> _Made:
     return _Made(current.snapshot_id if current else None, inputs)
 
 
-def _the_row(lake: Lake, declared: Declaration, table: Table, where: str, complete_until: date | None) -> Row:
+def _the_row(lake: Lake, declared: Declaration, table: Table, where: str, told: Standing) -> Row:
     """The one row that is meant."""
     try:
         parsed = sqlglot.parse_one(f"SELECT 1 FROM t WHERE ({where})", dialect="duckdb")
@@ -177,7 +175,7 @@ def _the_row(lake: Lake, declared: Declaration, table: Table, where: str, comple
         return found[0]
     key = ", ".join(declared.primary_key)
     if not found:
-        until = f"; it is complete until {complete_until}, what is later may not be there yet" if complete_until else ""
+        until = f"; {said(told)}" if told.complete_until else ""
         raise UsageError(f"{declared.table} has no row with {where}{until}. Its key: {key}")
     examples = "\n  ".join(" AND ".join(f"{k} = {_literal(row[k])}" for k in declared.primary_key) for row in found[:5])
     raise UsageError(

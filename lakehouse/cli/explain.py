@@ -11,6 +11,7 @@ from rich.markup import escape
 from lakehouse.cli.app import AsJson, app, cell, counted, lake, out, plain, print_json, print_records, print_rows, size
 from lakehouse.cli.explore import TableName
 from lakehouse.cli.operate import telling
+from lakehouse.completeness import said
 from lakehouse.errors import ChecksFailed
 from lakehouse.explain import Entry, Explanation, Record, Step
 from lakehouse.explain import explain as explain_row
@@ -52,11 +53,7 @@ def _tell(found: Explanation) -> None:
     out.print(f"[bold]{found.table}[/], snapshot {found.snapshot_id}")
     print_records(list(found.row), [list(found.row.values())])
     if found.complete is False:
-        received = ", ".join(f"{k} to {v:%Y-%m-%d %H:%M}Z" if v else f"{k}: nothing" for k, v in found.received_until.items())
-        out.print(
-            f"[yellow]not complete yet[/]: {found.table} is complete until {found.complete_until} (received: {received})",
-            soft_wrap=True,
-        )
+        out.print(f"[yellow]not complete yet[/]: {said(found.standing)}", soft_wrap=True)
     for step in found.steps:
         _tell_step(step, 1)
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 import typer
 from rich.markup import escape
 
-from lakehouse.cli.app import AsJson, age, app, counted, lake, out, print_json, print_records, print_rows, size
+from lakehouse.cli.app import AsJson, age, app, counted, err, lake, out, print_json, print_records, print_rows, size
+from lakehouse.completeness import notes
 from lakehouse.declarations import LAYERS, Declaration
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, history
@@ -94,6 +95,9 @@ def sql(
     moment = parse_as_of(as_of)
     opened = lake()
     print_result(ask(opened, text, moment), rows, as_json=as_json)
+    if moment is None:  # what a snapshot of old was complete until, its own column `complete` says
+        for note in notes(opened, text):
+            err.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
 
 
 def ask(opened: Lake, text: str, moment: datetime | int | None) -> pa.Table:

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from lakehouse.cli.app import app, err, lake, out, print_rows
 from lakehouse.cli.explore import ask, describe, parse_as_of, print_result, print_snapshots, type_name
+from lakehouse.completeness import notes
 from lakehouse.errors import LakehouseError, UsageError
 from lakehouse.lake import Lake
 
@@ -38,6 +39,7 @@ class Session:
     mode: str = "table"
     timer: bool = True
     done: bool = False
+    noted: set[str] = field(default_factory=set)
     commands: dict[str, Callable[[list[str]], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,10 @@ class Session:
         started = time.monotonic()
         found = ask(self.lake, text, self.moment)
         print_result(found, self.rows, as_json=self.mode == "json")
+        for note in notes(self.lake, text) if self.moment is None else ():
+            if note not in self.noted:
+                self.noted.add(note)
+                err.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
         if self.timer:
             err.print(f"[dim]{time.monotonic() - started:.2f} s[/]")
 

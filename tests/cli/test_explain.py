@@ -135,7 +135,9 @@ def test_a_day_that_is_not_complete_says_so_with_the_watermark(call: Callable[..
     assert "complete until 2026-" in told
     assert "raw.product_events to 2026-" in told
     call(*asked, "activity_date = '2031-01-01'").failed(
-        2, "has no row with activity_date = '2031-01-01'; it is complete until 2026-", "Its key: workspace_id, activity_date"
+        2,
+        "has no row with activity_date = '2031-01-01'; marts.workspace_engagement_daily is complete until 2026-",
+        "Its key: workspace_id, activity_date",
     )
 
 

@@ -51,6 +51,12 @@ def test_questions_through_a_pipe(piped: Callable[..., Ran]) -> None:
     assert json.loads(ran.out[end:]) == [{"one": 1}]
 
 
+def test_until_when_a_mart_is_complete_is_said_once(piped: Callable[..., Ran]) -> None:
+    asked = "SELECT count(*) FROM marts.revenue_daily;"
+    told = piped(f"{asked}\n{asked}\n.asof 2020-01-01\n{asked}").fine()
+    assert told.err.count("marts.revenue_daily is complete until 2026-") == 1
+
+
 def test_what_the_commands_show(piped: Callable[..., Ran]) -> None:
     out = (
         piped(".help\n.tables\n.schema billing.refunds\n.rows 1\nSELECT unnest([1, 2]) AS n;\n.quit\nSELECT 'never' AS asked;")

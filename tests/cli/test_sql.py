@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -209,3 +210,18 @@ def test_a_pipe_that_closes_early_is_no_failure_worth_a_word(world: Path) -> Non
     assert process.stderr.read() == ""
     process.stderr.close()
     process.wait(30)
+
+
+def test_a_mart_says_until_when_it_is_complete_beside_the_answer(call: Callable[..., Ran]) -> None:
+    told = call("sql", "SELECT count(*) AS n FROM marts.revenue_daily WHERE revenue_date >= '2031-01-01'", "--json").fine()
+    assert told.json == [{"n": 0}]
+    assert re.search(r"marts.revenue_daily is complete until 2026-\d\d-\d\d, later days can still change", told.err)
+    assert re.search(r"raw.stripe_events to 2026-\d\d-\d\d \d\d:\d\dZ", told.err)
+    # one that is made of tables by day is as complete as those
+    assert "marts.upgrade_funnel is complete until" in call("sql", "SELECT count(*) FROM marts.upgrade_funnel").fine().err
+    for asked_itself in (
+        "SELECT count(*) FROM marts.revenue_daily WHERE complete",
+        "SELECT count(*) FROM product.events",
+        "SELECT 1",
+    ):
+        assert call("sql", asked_itself).fine().err == ""
