@@ -5,9 +5,10 @@ A transform that plans its own files (`plan(plan) -> Staged`) works with what is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from typing import TypeAlias
 
 import duckdb
 import polars as pl
@@ -28,6 +29,9 @@ from lakehouse.queries import bind_table, files_sql
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs, Transform
 
+Pinned: TypeAlias = Mapping[str, tuple[Table, int | None]]
+"""The inputs of a table, each at a snapshot (None: it held nothing)."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -40,7 +44,7 @@ class Plan:
     base: int | None
     expected: dict[TopicPartition, int]
     reached: dict[TopicPartition, int]
-    pinned: dict[str, tuple[Table, int | None]]
+    pinned: Pinned
     connection: duckdb.DuckDBPyConnection
     caught_up: bool
     again: pa.Table | None = None

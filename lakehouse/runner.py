@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
-from pyiceberg.table import Table
 
 from lakehouse.builds import BUILDERS
 from lakehouse.checks import check_staged
@@ -21,8 +20,8 @@ from lakehouse.commit import Change, commit
 from lakehouse.cuts import bounded, consistent_cut
 from lakehouse.errors import Fenced, LakehouseError, Replan, Retryable, UsageError
 from lakehouse.lake import Lake
-from lakehouse.plans import Plan
-from lakehouse.positions import vector_of
+from lakehouse.plans import Pinned, Plan
+from lakehouse.positions import Vector, vector_of
 from lakehouse.queries import connect
 from lakehouse.transforms import Transform, load_transforms, upstream
 
@@ -88,9 +87,23 @@ def _planned_again(attempt: Callable[[], T], outdated: tuple[type[LakehouseError
 def _run_once(
     lake: Lake, name: str, transforms: Mapping[str, Transform], again: pa.Table | None = None
 ) -> tuple[Report, list[pa.Table]]:
-    started = time.monotonic()
     declared, transform = lake.declaration(name), transforms[name]
     cut, pinned = consistent_cut(lake, upstream(declared, transform), transforms)
+    if again is not None:
+        _refuse_unseen(name, pinned)
+    return advance(lake, name, transform, cut, pinned, again)
+
+
+def advance(
+    lake: Lake, name: str, transform: Transform, cut: Vector, pinned: Pinned, again: pa.Table | None = None
+) -> tuple[Report, list[pa.Table]]:
+    """Advance one table by at most one micro-batch of its driver, with these inputs, to at most these positions.
+
+    Returns:
+        The report, and in a replay (`again`) what the transform still refuses.
+    """
+    started = time.monotonic()
+    declared = lake.declaration(name)
     table = lake.open_for_write(name)
     current = table.current_snapshot()
     expected = vector_of(table.metadata, name)
@@ -101,7 +114,6 @@ def _run_once(
     reached, caught_up = bounded(expected, cut, topics, slice_rows)
     if again is not None:
         reached = dict(expected)
-        _refuse_unseen(name, pinned)
     elif current is not None and all(expected.get(k, 0) >= v for k, v in reached.items()):
         return Report(name, None, seconds=time.monotonic() - started), []
     reached = {k: max(v, expected.get(k, 0)) for k, v in reached.items()}
@@ -150,7 +162,7 @@ def _run_once(
     return report, plan.refused
 
 
-def _refuse_unseen(name: str, pinned: Mapping[str, tuple[Table, int | None]]) -> None:
+def _refuse_unseen(name: str, pinned: Pinned) -> None:
     """A replay needs its inputs as they are now: one pinned at an older snapshot may lack the rows that were just replayed."""
     for source, (table, snapshot) in pinned.items():
         current = table.current_snapshot()

@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
             rendering,
             replay,
             report,
+            reproduce,
             revenue,
             shell,
         )

@@ -14,10 +14,12 @@ from lakehouse.cli.app import age, counted, size
 from lakehouse.settings import ROOT
 
 TABLE_ARGUMENT = [
+    ["hash"],
     ["maintain"],
     ["positions", "show"],
     ["show"],
     ["where"],
+    ["reproduce"],
     ["run"],
     ["scan"],
     ["render", "soda"],
@@ -218,3 +220,18 @@ def test_replay_tells_what_waits_and_what_is_still_refused(call: Callable[..., R
     assert "No open dead letters" in call("replay", "product.events", "--to", "2020-01-01").fine().out
     assert call("replay", "product.events", "--dry-run", "--json").fine().json["open"] == waiting
     call("replay", "billing.plan_timeline").failed(2, "takes no records from raw")
+
+
+def test_a_table_is_hashed_and_made_again_from_its_record(call: Callable[..., Ran], world: Path, tmp_path: Path) -> None:
+    record = call("hash", "product.events", "--json").fine()
+    assert f"{record.json['hash']}  product.events, 5,000 rows" in call("hash", "product.events").fine().out
+    kept = tmp_path / "record.json"
+    kept.write_text(record.out)
+    done = call("reproduce", "product.events", "--record", str(kept), "--json").fine().json
+    assert (done["same"], done["hash"], done["rows"]) == (True, record.json["hash"], 5000)
+    kept.write_text(record.out.replace(record.json["hash"], "0" * 32))
+    told = call("reproduce", "product.events", "--record", str(kept))
+    assert told.code == 3
+    assert "is not what its inputs give" in told.err
+    call("reproduce", "billing.prices", "--record", str(kept)).failed(2, "is of product.events, not of billing.prices")
+    call("reproduce", "billing.prices", "--record", str(tmp_path / "none")).failed(2, "make one: lakehouse hash billing.prices")
