@@ -97,14 +97,11 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str
     table = RichTable(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", show_edge=False, pad_edge=False, show_header=any(columns)
     )
-    widths = _widths(columns, found)
-    roomy = _fits(widths)
+    whole = _kept_whole(_widths(columns, found))
     for i, column in enumerate(columns):
         known = [r[i] for r in found if r[i] is not None]
         numeric = bool(known) and all(isinstance(v, int | float | Decimal) and not isinstance(v, bool) for v in known)
-        # Rich cuts what may not wrap: only where all of it has room
-        whole = roomy and widths[i] > 0
-        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold", no_wrap=whole[i])
     for row in found:
         table.add_row(*(cell(v) for v in row))
     out.print(table)
@@ -114,6 +111,15 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[int]:
     """What each column needs for its values in one piece: ids, numbers and times are worth nothing in two; 0 for text."""
     needed = [max([cell_len(c), *(cell_len(cell(r[i])) for r in rows if r[i] is not None)]) for i, c in enumerate(columns)]
     return [n if n <= MAY_NOT_FOLD else 0 for n in needed]
+
+
+def _kept_whole(widths: Sequence[int]) -> list[bool]:
+    """Which columns may not be folded: where not all have room the widest is, and the first only when it is alone."""
+    kept = list(widths)
+    while any(kept) and not _fits(kept):
+        others = [i for i, width in enumerate(kept) if i and width]
+        kept[max(others, key=lambda i: kept[i], default=0)] = 0
+    return [width > 0 for width in kept]
 
 
 def _fits(widths: Sequence[int]) -> bool:
