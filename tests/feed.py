@@ -16,6 +16,9 @@ from tests.cases.stripe import event
 from writers.records import RAW_SCHEMA, received_by_kafka
 from writers.stripe import with_envelope
 
+CLEAN = ["product.identifications", "product.anonymous_user_history", "product.events"]
+"""What has to run for product.events to take up records of its topic: it goes no further than what says who their users are."""
+
 
 def at(text: str) -> datetime:
     """An ISO time."""

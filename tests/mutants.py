@@ -136,9 +136,16 @@ MUTANTS = (
     Mutant(
         "membership-of-today",
         "transforms/product/attribution.py",
-        "LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND u.user_id = e.user_id",
-        "LEFT JOIN __dirty_users u ON false",
+        "LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND ",
+        "LEFT JOIN __dirty_users u ON false AND ",
         "a late membership does not correct the events already attributed",
+    ),
+    Mutant(
+        "identity-from-now-on",
+        "transforms/product/attribution.py",
+        'pl.when(first).then(pl.col("valid_from") - lookback)',
+        'pl.when(first).then(pl.col("valid_from"))',
+        "what a device did before its user logged in belongs to nobody",
     ),
     Mutant(
         "test-mode-stored",

@@ -27,7 +27,7 @@ CASES = sorted(HERE.glob("*/*/*.yaml"))
 
 
 def table_of(declared: Declaration, rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows (missing columns NULL, times as ISO text) with the columns and types of the declaration."""
+    """Rows (missing columns NULL, times as ISO text, payloads as text) with the columns and types of the declaration."""
     schema = schema_to_pyarrow(declared.schema(), include_field_ids=False)
     nullable = pa.schema([f.with_nullable(True) for f in schema])
     parsed = [
@@ -37,6 +37,7 @@ def table_of(declared: Declaration, rows: list[dict[str, Any]]) -> pa.Table:
         }
         for r in rows
     ]
+    parsed = [{k: v.encode() if k == "payload" and isinstance(v, str) else v for k, v in r.items()} for r in parsed]
     return pa.Table.from_pylist([{f.name: r.get(f.name) for f in nullable} for r in parsed], schema=nullable)
 
 

@@ -11,7 +11,7 @@ from lakehouse.lake import Lake, Run, history, open_lake
 from lakehouse.rollback import rollback_table
 from lakehouse.runner import run, run_table
 from lakehouse.settings import Settings
-from tests.feed import feed_crm, feed_members, feed_product, feed_stripe, rows
+from tests.feed import CLEAN, feed_crm, feed_members, feed_product, feed_stripe, rows
 
 RECEIVED = "2026-01-10T12:00:05Z"
 ALL = 'SELECT * EXCLUDE (topic, partition, "offset") FROM product.events ORDER BY event_id'
@@ -93,8 +93,8 @@ def test_an_event_counts_once_and_the_split_into_batches_does_not_matter(tmp_pat
                 # each copy in a topic of its own, so that any order of commits is possible
                 feed_product(lake, {"event_id": "e", "user_id": copies[i][0]}, received=copies[i][1], topic=f"p{i}")
                 if each_its_batch:
-                    run(lake, ["product.events"])
-            run(lake, ["product.events"])
+                    run(lake, CLEAN)
+            run(lake, CLEAN)
             answers.append(rows(lake, ALL))
     assert all(a == answers[0] for a in answers)
     assert [r["user_id"] for r in answers[0]] == ["first"]
@@ -172,6 +172,52 @@ def test_an_event_without_a_workspace_has_that_of_its_user(road: Lake) -> None:
     assert rows(road, "SELECT count(DISTINCT customers) AS n FROM billing.workspace_customer_history") == [{"n": 2}]
 
 
+def test_an_anonymous_id_belongs_to_the_user_that_it_was_identified_as(road: Lake) -> None:
+    feed_members(
+        road,
+        ("u_one", "ws_1", "2025-12-01T00:00:00Z", "2026-01-05T00:00:00Z"),
+        ("u_two", "ws_2", "2025-12-01T00:00:00Z", "2026-01-05T00:00:00Z"),
+    )
+
+    def seen(event_id: str, at: str, anonymous: object = "an_1", **more: object) -> dict[str, object]:
+        return {"event_id": event_id, "occurred_at": f"2026-01-{at}Z", "anonymous_id": anonymous, "user_id": ...} | more
+
+    nowhere: dict[str, object] = {"workspace_id": ...}
+    feed_product(
+        road,
+        seen("a_before", "06T00:00:00", **nowhere),
+        seen("b_identify", "07T00:00:00", event_name="identify", user_id="u_one", **nowhere),
+        seen("c_after", "07T12:00:00", **nowhere),
+        seen("d_just_before", "07T23:59:59.999", **nowhere),
+        seen("e_other_user", "08T00:00:00", event_name="identify", user_id="u_two", **nowhere),
+        seen("f_other", "08T00:00:00", **nowhere),
+        seen("g_sent_user", "08T00:00:00", user_id="u_one", **nowhere),
+        seen("h_sent_workspace", "08T00:00:00"),
+        seen("i_other_device", "08T00:00:00", "an_2", **nowhere),
+        seen("j_no_user", "08T00:00:00", "an_2", event_name="identify", **nowhere),
+        seen("k_no_device", "08T00:00:00", ..., **nowhere),
+        received=RECEIVED,
+    )
+    run(road)
+    found = rows(
+        road,
+        "SELECT event_id, identified_user_id, attributed_workspace_id, workspace_source FROM product.events ORDER BY event_id",
+    )
+    assert [tuple(r.values()) for r in found] == [
+        ("a_before", "u_one", "ws_1", "identity"),
+        ("b_identify", None, "ws_1", "membership"),
+        ("c_after", "u_one", "ws_1", "identity"),
+        ("d_just_before", "u_one", "ws_1", "identity"),
+        ("e_other_user", None, "ws_2", "membership"),
+        ("f_other", "u_two", "ws_2", "identity"),
+        ("g_sent_user", None, "ws_1", "membership"),
+        ("h_sent_workspace", None, "ws_1", "sent"),
+        ("i_other_device", None, None, None),
+        ("j_no_user", None, None, None),
+        ("k_no_device", None, None, None),
+    ]
+
+
 LATE_TRUTHS = {
     "billing": lambda lake: feed_stripe(
         lake,
@@ -187,13 +233,25 @@ LATE_TRUTHS = {
     "second customer": lambda lake: feed_crm(
         lake, ("ws_1", "cus_9", "2026-01-10T11:00:00Z", "2026-01-12T00:00:00Z"), mapping="second"
     ),
+    "identify events": lambda lake: feed_product(
+        lake,
+        *(
+            {
+                "event_id": f"z_{a}",
+                "event_name": "identify",
+                "anonymous_id": a,
+                "user_id": "usr_8",
+                "occurred_at": "2026-01-09T00:00:00Z",
+            }
+            for a in DEVICES  # of one it is the first, of the other the second
+        ),
+        received="2026-01-11T00:00:00Z",
+    ),
     "first membership": lambda lake: feed_members(lake, ("usr_7", "ws_1", "2026-01-09T00:00:00Z", "2026-01-12T00:00:00Z")),
     "second membership": lambda lake: feed_members(lake, ("usr_8", "ws_2", "2026-01-10T11:00:00Z", "2026-01-12T00:00:00Z")),
-    "membership ended": lambda lake: feed_members(lake, ("usr_8", "ws_1", "2026-01-09T11:00:00Z", "2026-01-12T00:00:00Z", True)),
 }
-
-
 USERS = ("usr_7", "usr_8")
+DEVICES = ("an_1", "an_2")
 MEMBERS = [("usr_8", "ws_1", "2026-01-08T00:00:00Z", "2026-01-08T00:00:00Z")]
 
 
@@ -206,7 +264,11 @@ def test_repair_equals_a_full_recompute_and_leaves_other_files_alone(tmp_path: P
         for hour in (10, 12)
     ]
     unplaced = [e | {"event_id": f"{u}-{e['event_id']}", "workspace_id": ..., "user_id": u} for e in events[:6] for u in USERS]
-    events += unplaced
+    unknown = [
+        e | {"event_id": f"{a}-{e['event_id']}", "user_id": ..., "anonymous_id": a} for e in unplaced[:12:2] for a in DEVICES
+    ]
+    known = {"event_id": "id", "event_name": "identify", "anonymous_id": "an_2", "user_id": "usr_7", "workspace_id": ...}
+    events += [*unplaced, *unknown, known | {"occurred_at": "2026-01-08T11:00:00Z"}]
     feed_members(road, *MEMBERS)
     feed_product(road, *events, received=RECEIVED)
     run(road)
@@ -256,7 +318,7 @@ def test_repair_is_not_lost_when_an_input_lags(road: Lake, tmp_path: Path) -> No
     run(road, ahead)
     slow = open_lake(road.settings.model_copy(update={"batch_rows": 1}), Run("slow", "test"))
     run_table(slow, "billing.plan_timeline")
-    run(road, ["product.events"])
+    run(road, CLEAN)
     run(road)
     assert [r["plan"] for r in rows(road, "SELECT plan FROM product.events")] == ["pro"]
 

@@ -17,10 +17,10 @@ from lakehouse.ledger import read
 from lakehouse.replay import replay
 from lakehouse.runner import run
 from lakehouse.settings import ROOT, Settings
-from tests.feed import feed_crm, feed_product, feed_stripe, rows
+from tests.feed import CLEAN, feed_crm, feed_product, feed_stripe, rows
 
 RECEIVED = "2026-01-10T12:00:05Z"
-TABLES = ("billing.event_versions", "billing.subscription_history", "billing.plan_timeline", "product.events")
+TABLES = ("billing.event_versions", "billing.subscription_history", "billing.plan_timeline", *CLEAN)
 LETTERS = 'SELECT consumer, "offset", reason, resolved_at IS NOT NULL AS resolved FROM ops.dead_letters ORDER BY ALL'
 
 

@@ -15,7 +15,7 @@ from lakehouse.ids import probe
 from lakehouse.lake import Lake, Run, open_lake
 from lakehouse.runner import run
 from lakehouse.settings import Settings
-from tests.feed import feed_product, rows
+from tests.feed import CLEAN, feed_product, rows
 from transforms.product.duplicates import CONTENT, first_of_batch
 
 ZERO = datetime(2026, 1, 10, tzinfo=UTC)
@@ -82,10 +82,10 @@ def answer(path: Path, order: list[int], ends: set[int], forget: bool) -> tuple[
         event, received = COPIES[i]
         feed_product(lake, event, received=received, topic=f"p{i}")
         if n in ends:
-            run(lake, ["product.events"])
+            run(lake, CLEAN)
             if forget:
                 shutil.rmtree(path / "cache", ignore_errors=True)
-    run(lake, ["product.events"])
+    run(lake, CLEAN)
     events = rows(lake, 'SELECT * EXCLUDE ("offset") FROM product.events ORDER BY occurred_at')
     return events, rows(lake, "SELECT topic, reason, detail FROM ops.dead_letters ORDER BY ALL")
 

@@ -7,47 +7,70 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 
 import duckdb
 import polars as pl
 from pyiceberg.manifest import DataFile
 
 from lakehouse.asof import asof_join
+from lakehouse.declarations import load_reference
 from lakehouse.plans import Plan, frame, live_files
 from lakehouse.predicates import all_of, any_of, at_least, at_most, is_null, one_of
 from lakehouse.queries import files_sql, path_for_duckdb
 
-INPUTS = ("product.user_workspace_history", "billing.workspace_customer_history", "billing.plan_timeline")
+INPUTS = (
+    "product.identifications",
+    "product.anonymous_user_history",
+    "product.user_workspace_history",
+    "billing.workspace_customer_history",
+    "billing.plan_timeline",
+)
 
 PLANS = ("subscription_id", "plan", "plan_rank", "price_id", "billing_status")
 
-ATTRIBUTED = ("attribution", "workspace_source", "attributed_workspace_id", "account", "customer_id", *PLANS)
+FOUND = ("identified_user_id", "attributed_workspace_id", "workspace_source")
+
+ATTRIBUTED = ("attribution", *FOUND, "account", "customer_id", *PLANS)
 
 
 @dataclass(frozen=True)
 class Known:
     """What is known of who belonged to whom: disjoint intervals of each key, [valid_from, valid_to).
 
-    members: user_id -> workspace_id, workspaces (product.user_workspace_history), at least of the users of events that name no
-    workspace. customers: workspace_id -> account, customer_id, customers (billing.workspace_customer_history). plans: account,
-    customer_id -> PLANS (billing.plan_timeline).
+    users: anonymous_id -> user_id (product.anonymous_user_history), and how far back the first of an id counts.
+    members: user_id -> workspace_id, workspaces (product.user_workspace_history).
+    Of these two at least what concerns the events that name no workspace.
+    customers: workspace_id -> account, customer_id, customers (billing.workspace_customer_history).
+    plans: account, customer_id -> PLANS (billing.plan_timeline).
     """
 
+    users: pl.DataFrame
+    lookback: timedelta
     members: pl.DataFrame
     customers: pl.DataFrame
     plans: pl.DataFrame
 
 
-def known_for(connection: duckdb.DuckDBPyConnection, events: pl.DataFrame, before: Known | None = None) -> Known:
+def known_for(
+    connection: duckdb.DuckDBPyConnection, events: pl.DataFrame, catalog_dir: Path, before: Known | None = None
+) -> Known:
     """What is needed to attribute `events`, out of the tables of INPUTS as they are bound in the connection.
 
     before: what was loaded for other events of the same batch; what does not depend on the events is taken from it.
     """
-    users = events.filter(pl.col("workspace_id").is_null()).select("user_id").unique().drop_nulls()
-    connection.register("__users", users.to_arrow())
-    of_users = "SEMI JOIN __users USING (user_id)" if users.height else "LIMIT 0"
+    unplaced = events.filter(pl.col("workspace_id").is_null()).select("user_id", "anonymous_id")
+    connection.register("__unplaced", unplaced.unique().to_arrow())
+    nobody = "" if unplaced.height else "LIMIT 0"  # most batches: then nothing is read
+    users = f"SELECT * FROM product.anonymous_user_history SEMI JOIN __unplaced USING (anonymous_id) {nobody}"
+    connection.register("__users", (found := frame(connection, users)).to_arrow())
+    these = "SELECT user_id FROM __unplaced UNION SELECT user_id FROM __users"
+    members = f"SELECT * FROM product.user_workspace_history SEMI JOIN ({these}) USING (user_id) {nobody}"
     return Known(
-        frame(connection, f"SELECT * FROM product.user_workspace_history {of_users}"),
+        found,
+        timedelta(days=load_reference(catalog_dir, "identity")["lookback_days"]),
+        frame(connection, members),
         before.customers if before else frame(connection, "SELECT * FROM billing.workspace_customer_history"),
         before.plans if before else frame(connection, "SELECT * FROM billing.plan_timeline"),
     )
@@ -56,11 +79,12 @@ def known_for(connection: duckdb.DuckDBPyConnection, events: pl.DataFrame, befor
 def attribute(events: pl.DataFrame, known: Known) -> pl.DataFrame:
     """Give each event its workspace, that workspace's customer and that customer's plan, all as of `occurred_at`.
 
-    A pure function: events (workspace_id, user_id, occurred_at, ...) -> events with the columns of ATTRIBUTED added or replaced,
-    in the same order. Each event is attributed by itself: what stands beside it changes nothing.
+    A pure function: events (workspace_id, user_id, anonymous_id, occurred_at, ...) -> events with the columns of ATTRIBUTED added
+    or replaced, in the same order. Each event is attributed by itself: what stands beside it changes nothing.
 
-    An event without a workspace has that of its user, if the user belongs to exactly one then. Several workspaces, or a workspace
-    that is mapped to several customers: `ambiguous`, and nothing is chosen.
+    An event without a workspace has that of its user, if the user belongs to exactly one then; without a user, of the user that
+    its anonymous id belongs to. Several workspaces, or a workspace that is mapped to several customers: `ambiguous`, and nothing
+    is chosen.
     """
     bare = events.drop([c for c in ATTRIBUTED if c in events.columns])
     placed = _placed(bare, known)
@@ -86,49 +110,75 @@ def attribute(events: pl.DataFrame, known: Known) -> pl.DataFrame:
 
 
 def _placed(events: pl.DataFrame, known: Known) -> pl.DataFrame:
-    """The events with attributed_workspace_id, workspace_source, and `__workspaces`: how many it could have been."""
-    sent = pl.col("workspace_id").is_not_null()
+    """The events with the columns of FOUND, and `__workspaces`: how many workspaces it could have been."""
     if not events["workspace_id"].null_count():  # most batches: nothing to look up, and no wide column to move
         return events.with_columns(
-            attributed_workspace_id="workspace_id", workspace_source=pl.lit("sent"), __workspaces=pl.lit(1, pl.Int64)
+            identified_user_id=pl.lit(None, pl.String),
+            attributed_workspace_id="workspace_id",
+            workspace_source=pl.lit("sent"),
+            __workspaces=pl.lit(1, pl.Int64),
         )
-    narrow = events.select("workspace_id", "user_id", "occurred_at").with_row_index("__event")
-    found = asof_join(
-        narrow.filter(~sent).drop("workspace_id"),
-        known.members,
+    narrow = events.select("workspace_id", "user_id", "anonymous_id", "occurred_at").with_row_index("__event")
+    unplaced = narrow.filter(pl.col("workspace_id").is_null()).drop("workspace_id")
+    named = asof_join(
+        unplaced.rename({"user_id": "sent"}),
+        looking_back(known.users, known.lookback),
         time="occurred_at",
-        keys=["user_id"],
-        columns=["workspace_id", "workspaces"],
+        keys=["anonymous_id"],
+        columns=["user_id"],
+    ).with_columns(user_id=pl.coalesce("sent", "user_id"))
+    found = asof_join(named, known.members, time="occurred_at", keys=["user_id"], columns=["workspace_id", "workspaces"]).select(
+        "__event",
+        "workspaces",
+        pl.col("workspace_id").alias("found"),
+        pl.when(pl.col("sent").is_null()).then("user_id").alias("identified_user_id"),
+        pl.when(pl.col("sent").is_null()).then(pl.lit("identity")).otherwise(pl.lit("membership")).alias("way"),
     )
-    each = narrow.join(found, on="__event", how="left", maintain_order="left", suffix="_found").select(
-        pl.coalesce("workspace_id", "workspace_id_found").alias("attributed_workspace_id"),
-        pl.when(sent)
+    each = narrow.join(found, on="__event", how="left", maintain_order="left").select(
+        "identified_user_id",
+        pl.coalesce("workspace_id", "found").alias("attributed_workspace_id"),
+        pl.when(pl.col("workspace_id").is_not_null())
         .then(pl.lit("sent"))
-        .when(pl.col("workspace_id_found").is_not_null())
-        .then(pl.lit("membership"))
+        .when(pl.col("found").is_not_null())
+        .then("way")
         .alias("workspace_source"),
         pl.col("workspaces").alias("__workspaces"),
     )
     return events.hstack(each)
 
 
+def looking_back(users: pl.DataFrame, lookback: timedelta) -> pl.DataFrame:
+    """The intervals of product.anonymous_user_history, the first of each anonymous id begun that much earlier.
+
+    What a device did before anybody logged in is taken for the user who then did, as Amplitude does ("User ID follows anonymous
+    events": https://amplitude.com/docs/data/sources/amplitude-id-assignment) and PostHog
+    (https://posthog.com/docs/getting-started/identify-users). Between two users it is the earlier one's. Unlike theirs it has a
+    limit, so that an identify event changes no more than the days that can be processed again.
+    """
+    first = pl.col("valid_from") == pl.col("valid_from").min().over("anonymous_id")
+    return users.with_columns(valid_from=pl.when(first).then(pl.col("valid_from") - lookback).otherwise("valid_from"))
+
+
 @dataclass(frozen=True)
 class Dirty:
-    """What may be attributed wrongly now, each from when on. workspaces: workspace_id, since. users: user_id, since."""
+    """What may be attributed wrongly now, each from when on. workspaces: workspace_id, since; of events without a workspace also
+    users: user_id, since; anonymous: anonymous_id, since."""
 
     workspaces: pl.DataFrame
     users: pl.DataFrame
+    anonymous: pl.DataFrame
 
     def is_empty(self) -> bool:
         """Nothing was learnt that an event already attributed could depend on."""
-        return self.workspaces.is_empty() and self.users.is_empty()
+        return self.workspaces.is_empty() and self.users.is_empty() and self.anonymous.is_empty()
 
 
-def _dirty(plan: Plan, customers: pl.DataFrame) -> Dirty:
-    """Workspaces whose events, and users whose events without a workspace, may be wrong now.
+def _dirty(plan: Plan, known: Known) -> Dirty:
+    """Workspaces whose events, and users and anonymous ids whose events without a workspace, may be wrong now.
 
     They come from what was recorded in the offset ranges consumed, so that an expired snapshot cannot lose them: a billing
-    version changes its customer's timeline from its own second on, a CRM row its workspace or user from when it took effect.
+    version changes its customer's timeline from its own second on, a CRM row its workspace or user from when it took effect, an
+    identify event its anonymous id from its own time on, and as far back as a first one counts.
     """
     versions = pl.DataFrame(plan.new_rows("billing.event_versions", "object_type, account, customer_id, created_at"))
     billed = (
@@ -138,41 +188,45 @@ def _dirty(plan: Plan, customers: pl.DataFrame) -> Dirty:
     )
     crm = pl.DataFrame(plan.new_rows("raw.crm_workspaces", "workspace_id, effective_at"))
     members = pl.DataFrame(plan.new_rows("raw.crm_memberships", "user_id, effective_at"))
-    by_billing = customers.join(billed, on=["account", "customer_id"]).select("workspace_id", "since")
+    identified = pl.DataFrame(plan.new_rows("product.identifications", "anonymous_id, occurred_at"))
+    by_billing = known.customers.join(billed, on=["account", "customer_id"]).select("workspace_id", "since")
     by_crm = crm.select("workspace_id", pl.col("effective_at").alias("since"))
     return Dirty(
         pl.concat([by_billing, by_crm]).group_by("workspace_id").agg(pl.col("since").min()),
         members.group_by("user_id").agg(pl.col("effective_at").min().alias("since")),
+        identified.group_by("anonymous_id").agg((pl.col("occurred_at").min() - known.lookback).alias("since")),
     )
 
 
 def _suspect_files(plan: Plan, dirty: Dirty) -> list[DataFile]:
     """The live files that may hold an event of what is dirty."""
     unsent = is_null("workspace_id")
-    places, users = dirty.workspaces, dirty.users
+    places = dirty.workspaces
     where = []
     if not places.is_empty():
         ids = places["workspace_id"].to_list()
         theirs = any_of((one_of("workspace_id", ids), all_of((unsent, one_of("attributed_workspace_id", ids)))))
         where.append(all_of((at_least("occurred_at", min(places["since"])), theirs)))
-    if not users.is_empty():
-        where.append(
-            all_of((at_least("occurred_at", min(users["since"])), unsent, one_of("user_id", users["user_id"].to_list())))
-        )
+    for column, since in (("user_id", dirty.users), ("identified_user_id", dirty.users), ("anonymous_id", dirty.anonymous)):
+        if not since.is_empty():
+            theirs = one_of(column, since.to_series(0).to_list())
+            where.append(all_of((at_least("occurred_at", min(since["since"])), unsent, theirs)))
     return live_files(plan, any_of(where)) if where else []
 
 
 def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence[DataFile], pl.DataFrame | None]:
     """The live files in which an event's attribution changes or a copy is replaced, and their corrected rows.
 
-    known: as loaded for the batch; its members are those of the batch's own events, others are looked up here.
+    known: as loaded for the batch; its users and members are those of the batch's own events, others are looked up here.
     """
-    dirty = _dirty(plan, known.customers)
+    dirty = _dirty(plan, known)
     if plan.base is None or (dirty.is_empty() and replaced.is_empty()):
         return (), None
     connection = plan.connection
     connection.register("__dirty_workspaces", dirty.workspaces.to_arrow())
     connection.register("__dirty_users", dirty.users.to_arrow())
+    connection.register("__dirty_anonymous", dirty.anonymous.to_arrow())
+    catalog_dir = plan.lake.settings.catalog_dir
     connection.register("__replaced", replaced.to_arrow())
     found = _suspect_files(plan, dirty)
     if not replaced.is_empty():
@@ -191,14 +245,17 @@ def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence
     suspects = frame(
         connection,
         f"""
-        SELECT e.filename, e.event_id, e.workspace_id, e.user_id, e.occurred_at, {", ".join(f"e.{c}" for c in ATTRIBUTED)}
+        SELECT
+            e.filename, e.event_id, e.workspace_id, e.user_id, e.anonymous_id, e.occurred_at,
+            {", ".join(f"e.{c}" for c in ATTRIBUTED)}
         FROM {files_sql(plan.table, files)} e
         LEFT JOIN __dirty_workspaces w ON w.workspace_id = coalesce(e.workspace_id, e.attributed_workspace_id)
-        LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND u.user_id = e.user_id
-        WHERE e.occurred_at >= w.since OR e.occurred_at >= u.since
+        LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND u.user_id = coalesce(e.user_id, e.identified_user_id)
+        LEFT JOIN __dirty_anonymous a ON e.workspace_id IS NULL AND e.user_id IS NULL AND a.anonymous_id = e.anonymous_id
+        WHERE e.occurred_at >= w.since OR e.occurred_at >= u.since OR e.occurred_at >= a.since
         """,
     )
-    fresh = attribute(suspects, known_for(connection, suspects, known)).select(suspects.columns)
+    fresh = attribute(suspects, known_for(connection, suspects, catalog_dir, known)).select(suspects.columns)
     changed = fresh.filter(pl.any_horizontal([fresh[c].ne_missing(suspects[c]) for c in ATTRIBUTED]))
     stale = frame(
         connection,
@@ -212,4 +269,4 @@ def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence
         connection,
         f"SELECT * EXCLUDE (filename) FROM {files_sql(plan.table, hit)} ANTI JOIN __replaced USING (event_id, occurred_at)",
     )
-    return remove, attribute(kept, known_for(connection, kept, known))
+    return remove, attribute(kept, known_for(connection, kept, catalog_dir, known))

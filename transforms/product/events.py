@@ -26,6 +26,7 @@ INPUTS = (
     *attribution.INPUTS,
 )
 
+
 # Normal up to 72 h late, accepted and flagged up to 30 days, else (or more than 10 min ahead) refused.
 ALLOWED = Lateness(late="INTERVAL 72 HOUR", too_late="INTERVAL 30 DAY", too_early="INTERVAL 10 MINUTE")
 
@@ -46,7 +47,7 @@ def plan(plan: Plan) -> Staged:
     dead = plan.reject(rejected)
 
     unique = unique_events(plan)
-    known = known_for(connection, unique.events)
+    known = known_for(connection, unique.events, plan.lake.settings.catalog_dir)
     events = attribute(unique.events, known)
     remove, rewritten = rewrites(plan, known, unique.replaced)
     columns = plan.declared.column_names
