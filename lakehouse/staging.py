@@ -38,7 +38,7 @@ ROW_GROUP_BYTES = 32 * 2**20
 """Arrow bytes of a row group: what a reader has to hold, and what a writer holds back until it is full."""
 
 LARGEST_ROW_GROUP = 1_048_576
-"""Rows: narrow tables would otherwise get row groups of many millions, in which nothing is pruned."""
+"""Rows, where the declaration says no less: narrow tables would get row groups of many millions, in which nothing is pruned."""
 
 IN_PARALLEL = 100_000
 """Rows from which on partitions are sorted and encoded in two threads."""
@@ -184,14 +184,19 @@ class OpenFiles:
             Retryable: the object store failed. Terminal: it refuses.
         """
         with self._reaching():
-            per_group = _rows_per_group(rows)
+            per_group = self._rows_per_group(rows)
             for key, part in _by_partition(self._table, rows):
                 self._append(key, part, per_group)
 
     def write_partition(self, key: PartitionKey | None, rows: pa.Table) -> None:
         """The same, of rows that all lie in one partition."""
         with self._reaching():
-            self._append(key, rows, _rows_per_group(rows))
+            self._append(key, rows, self._rows_per_group(rows))
+
+    def _rows_per_group(self, rows: pa.Table) -> int:
+        largest = self._declared.row_group_rows or LARGEST_ROW_GROUP
+        fitting: int = ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)
+        return max(1, min(largest, fitting))
 
     def _append(self, key: PartitionKey | None, rows: pa.Table, per_group: int) -> None:
         rows = pa.table(rows.columns, schema=self._schema)  # with field ids, and NULL only where it may be
@@ -261,11 +266,6 @@ class OpenFiles:
         )
         data_file.spec_id = self._table.spec().spec_id  # what `from_args` is given is for the manifest alone
         self._done.append(data_file)
-
-
-def _rows_per_group(rows: pa.Table) -> int:
-    per_group: int = max(1, min(LARGEST_ROW_GROUP, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
-    return per_group
 
 
 def _by_partition(table: Table, rows: pa.Table) -> Iterator[Part]:

@@ -6,6 +6,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from lakehouse.append import Append
 from lakehouse.errors import ChecksFailed, Retryable
 from lakehouse.lake import Lake, open_lake
 from lakehouse.settings import Settings
-from lakehouse.staging import MOST_OPEN_FILES, OpenFiles, conform
+from lakehouse.staging import MOST_OPEN_FILES, OpenFiles, conform, stage
 from writers.records import RAW_SCHEMA, received_by_kafka
 
 RAW = "raw.product_events"
@@ -60,6 +61,13 @@ def test_each_partition_has_one_file_however_often_rows_come(lake: Lake) -> None
         assert parquet.read(["offset"]).column("offset").to_pylist() == list(range(30))
         assert path(file.file_path).stat().st_size == file.file_size_in_bytes
         assert parquet.schema_arrow.field("payload").metadata[b"PARQUET:field_id"] == b"7"
+
+
+def test_row_groups_are_as_small_as_declared(lake: Lake) -> None:
+    declared = msgspec.structs.replace(lake.declaration(RAW), row_group_rows=4)
+    (file,) = stage(lake.open_for_write(RAW), declared, records(0, 0, 10))
+    groups = pq.ParquetFile(path(file.file_path)).metadata
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [4, 4, 2]
 
 
 def test_bounds_let_offsets_be_pruned_and_tell_nothing_of_payloads(lake: Lake) -> None:
