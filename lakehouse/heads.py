@@ -10,33 +10,55 @@ from __future__ import annotations
 import pyarrow as pa
 from pyiceberg.table import Table
 
+from lakehouse.keyed import among_sql, files_with
 from lakehouse.lake import history, snapshot_vector
-from lakehouse.live import files_where
 from lakehouse.plans import Plan
 from lakehouse.positions import vector_of
-from lakehouse.predicates import one_of
-from lakehouse.queries import empty_sql, files_sql
+from lakehouse.queries import empty_sql
+
+REDATED = "redated"
+"""In the summary of a snapshot: a row has made way for a copy of a later time. Who takes it up cannot go on from heads."""
 
 
-def heads_sql(plan: Plan, objects: list[str]) -> str | None:
+def heads_sql(plan: Plan, objects: pa.ChunkedArray) -> str | None:
     """The heads of `objects` as they were at the positions that the plan starts from, as an SQL table expression.
 
-    None if there is no such snapshot (the table of heads is at other positions, or its snapshot has expired): then all versions
-    have to be read, which gives the same.
+    None if there is no such snapshot (the table of heads is at other positions, or its snapshot has expired), or if what it says
+    does not hold any more: then all versions have to be read, which gives the same.
     """
     build = plan.declared.build
-    if build.heads is None or not any(plan.expected.values()):
+    if build.heads is None or not any(plan.expected.values()) or _redated(plan):
         return None
     table = plan.lake.find(build.heads)
     snapshot = _snapshot_at(plan, table) if table else None
     if table is None or snapshot is None:
         return None
     column = plan.lake.declaration(build.heads).partition[0].column
-    files = [f.file_path for f in files_where(table, one_of(column, objects), snapshot)]
+    files = files_with(table, column, objects, snapshot)
     if not files:
         return empty_sql(table)
     columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)
-    return f"(SELECT {columns} FROM {files_sql(table, files)})"
+    return f"(SELECT {columns} FROM {among_sql(table, files, column, objects)})"
+
+
+def _redated(plan: Plan) -> bool:
+    """Whether a row of the driver that the positions had passed has made way for one of a later time (REDATED) since.
+
+    Then what a head adds up to has lost a part that no new row tells of. True also if it cannot be known, for the snapshots
+    since have expired.
+    """
+    driver = plan.declared.build.driver
+    assert driver
+    table, pinned = plan.pinned[driver]
+    snapshot = table.snapshot_by_id(pinned) if pinned is not None else None
+    while snapshot is not None:
+        reached = snapshot_vector(snapshot, driver)  # empty: another tool made it
+        if reached and all(offset <= plan.expected.get(key, 0) for key, offset in reached.items()):
+            return False
+        if snapshot.summary and f"lakehouse.{REDATED}" in snapshot.summary.additional_properties:
+            return True
+        snapshot = table.snapshot_by_id(snapshot.parent_snapshot_id) if snapshot.parent_snapshot_id is not None else None
+    return True
 
 
 def _snapshot_at(plan: Plan, table: Table) -> int | None:
@@ -73,7 +95,7 @@ def split_keys(plan: Plan, new: str) -> str | None:
     matched = next((key for key, source in build.by.items() if source == column), None)
     if matched is None:
         return None
-    objects = connection.execute(f'SELECT DISTINCT "{matched}" FROM __keys').to_arrow_table().column(0).to_pylist()
+    objects = connection.execute(f'SELECT DISTINCT "{matched}" FROM __keys').to_arrow_table().column(0)
     heads = heads_sql(plan, objects)
     if heads is None:
         return None

@@ -103,7 +103,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Staged:
-    """The files of one plan, ready to be committed: added, removed, where the rewrite must have been alone."""
+    """The files of one plan, ready to be committed: added, removed, where the rewrite must have been alone; what to note."""
 
     add: Sequence[DataFile]
     remove: Sequence[DataFile] = ()
@@ -111,6 +111,7 @@ class Staged:
     new_input_rows: int = 0
     rows: int = 0
     rejected: int = 0
+    note: Mapping[str, str] = field(default_factory=dict)
 
 
 def live_files(plan: Plan, where: BooleanExpression) -> list[DataFile]:

@@ -146,6 +146,7 @@ def advance(
                 base=plan.base,
                 scope=staged.scope,
                 inputs=plan.snapshots(),
+                note=staged.note,
             ),
         )
     report = Report(

@@ -11,10 +11,10 @@ from pyiceberg.manifest import DataFile
 from lakehouse.commit import scope_of
 from lakehouse.copies import conflict_letters, first_copies
 from lakehouse.dead_letters import understood
-from lakehouse.heads import heads_sql
-from lakehouse.plans import Plan, Staged, count_rows, live_files, other_rows, stage_with
-from lakehouse.predicates import one_of
-from lakehouse.queries import among, bind_sql, files_sql, path_for_duckdb, quote
+from lakehouse.heads import REDATED
+from lakehouse.keyed import among_sql, files_with
+from lakehouse.plans import Plan, Staged, count_rows, other_rows, stage_with
+from lakehouse.queries import bind_sql, path_for_duckdb, quote
 from lakehouse.staging import conform
 
 
@@ -34,52 +34,54 @@ def insert(plan: Plan) -> Staged:
     rejected = plan.reject(built.rejected)
     rows = built.rows
     part = plan.declared.partition[0].column
-    fresh, suspects = _split_fresh(plan, rows)
-    known = live_files(plan, one_of(part, suspects.column(part).to_pylist())) if suspects.num_rows else []
+    held = files_with(plan.table, part, rows.column(part), plan.base) if rows.num_rows else []
     remove: list[DataFile] = []
     kept = None
-    if known:
-        suspects, remove, kept = _first_copies(plan, suspects, known)
-        rows = pa.concat_tables([conform(plan.table, fresh), conform(plan.table, suspects)])
+    note: dict[str, str] = {}
+    copies = _with_copies(plan, rows, held)
+    if copies.num_rows:
+        key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
+        connection.register("__rows", rows)
+        connection.register("__copies", copies)
+        fresh = connection.execute(f"SELECT * FROM __rows ANTI JOIN __copies USING ({key})").to_arrow_table()
+        copies, remove, kept, note = _first_copies(plan, copies, held)
+        rows = pa.concat_tables([conform(plan.table, fresh), conform(plan.table, copies)])
     files = stage_with(plan, rows, kept)
     new = count_rows(connection, quote(driver))
-    return Staged(files, remove, scope_of([*files, *remove]), new_input_rows=new, rows=rows.num_rows, rejected=rejected)
+    return Staged(
+        files, remove, scope_of([*files, *remove]), new_input_rows=new, rows=rows.num_rows, rejected=rejected, note=note
+    )
 
 
-def _split_fresh(plan: Plan, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """(rows that cannot be there yet, the others): what is later than all that is known of its object is no copy of it."""
-    part = plan.declared.partition[0].column
-    heads = heads_sql(plan, rows.column(part).to_pylist()) if rows.num_rows else None
-    if heads is None:
-        return rows.slice(0, 0), rows
-    connection, time = plan.connection, plan.declared.build.time
-    connection.register("__rows", rows)
-    on = ", ".join(f'"{c}"' for c in plan.lake.declaration(str(plan.declared.build.heads)).primary_key)
-    late = f'FROM __rows AS r JOIN {heads} AS h USING ({on}) WHERE r."{time}" <= h."{time}"'
+def _with_copies(plan: Plan, rows: pa.Table, held: Sequence[DataFile]) -> pa.Table:
+    """Those of the rows whose key is there already. Of what lies near them in the table only the key columns are read."""
+    if not held:
+        return rows.slice(0, 0)
+    connection, part = plan.connection, plan.declared.partition[0].column
     key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
-    suspects = connection.execute(f"SELECT r.* {late}").to_arrow_table()
-    connection.register("__suspects", suspects)
-    return connection.execute(f"SELECT * FROM __rows ANTI JOIN __suspects USING ({key})").to_arrow_table(), suspects
+    connection.register("__rows", rows)
+    near = among_sql(plan.table, held, part, rows.column(part))
+    return connection.execute(f"SELECT * FROM __rows SEMI JOIN (SELECT {key} FROM {near}) USING ({key})").to_arrow_table()
 
 
-def _first_copies(plan: Plan, rows: pa.Table, known: Sequence[DataFile]) -> tuple[pa.Table, list[DataFile], pa.Table | None]:
+def _first_copies(
+    plan: Plan, rows: pa.Table, known: Sequence[DataFile]
+) -> tuple[pa.Table, list[DataFile], pa.Table | None, dict[str, str]]:
     """Of the copies of a key the lowest in `first_by` counts, whatever the order in which batches bring them.
 
     Returns:
-        The rows to insert; the files that hold a later copy of one of them, and the other rows of those files.
+        The rows to insert; the files that hold a later copy of one of them, and the other rows of those files; and REDATED,
+        if a row that goes away is earlier, by the declared time, than the one that comes.
     """
     connection, build = plan.connection, plan.declared.build
     key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
     connection.register("__rows", rows)
-    held = files_sql(plan.table, (f.file_path for f in known))
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
     part = plan.declared.partition[0].column
-    near = f"(FROM {held} WHERE {among(quote(part), rows.column(part))})"
+    near = among_sql(plan.table, known, part, rows.column(part))
     there = pl.DataFrame(
         connection.execute(f"SELECT {columns}, filename FROM {near} SEMI JOIN __rows USING ({key})").to_arrow_table()
     )
-    if there.is_empty():
-        return rows, [], None
     keys, new = plan.declared.primary_key, pl.DataFrame(conform(plan.table, rows))
     copies = pl.concat([there, new.with_columns(pl.lit(None, pl.String).alias("filename"))], how="vertical_relaxed")
     copies = copies.with_columns(pl.col("filename").is_null().alias("__new"))  # of equals the copy that is there counts
@@ -87,11 +89,12 @@ def _first_copies(plan: Plan, rows: pa.Table, known: Sequence[DataFile]) -> tupl
     if not conflicts.is_empty():
         plan.reject(conflict_letters(conflicts, build.first_by[0]))
     insert = winners.filter("__new")
-    late = insert.join(there.select(*keys, pl.col("filename").alias("replaced")), on=keys)
+    late = insert.join(there.rename({c: f"__there_{c}" for c in there.columns if c not in keys}), on=keys)
     rows = insert.drop("filename", "__new").to_arrow()
     by_path = {path_for_duckdb(f.file_path): f for f in known}
-    remove = [by_path[path] for path in sorted(set(late["replaced"]))]
+    remove = [by_path[path] for path in sorted(set(late["__there_filename"]))]
     if not remove:
-        return rows, [], None
+        return rows, [], None, {}
     connection.register("__late", late.select(keys).to_arrow())
-    return rows, remove, other_rows(plan, remove, "__late", key)
+    redated = build.time is not None and late.filter(pl.col(build.time) > pl.col(f"__there_{build.time}")).height > 0
+    return rows, remove, other_rows(plan, remove, "__late", key), {REDATED: "true"} if redated else {}

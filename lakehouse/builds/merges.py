@@ -8,8 +8,8 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
 from lakehouse.builds.touched import bind_touched, touched_keys
-from lakehouse.plans import Plan, Staged, live_files, other_rows, stage_with
-from lakehouse.predicates import one_of
+from lakehouse.keyed import files_with
+from lakehouse.plans import Plan, Staged, other_rows, stage_with
 from lakehouse.queries import files_sql, path_for_duckdb
 
 
@@ -32,8 +32,8 @@ def merge(plan: Plan) -> Staged:
 def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[list[DataFile], pa.Table | None]:
     """The live files that hold any of the keys (a relation), and their rows of other keys, which a rewrite must keep."""
     part = plan.declared.partition[0].column
-    values = plan.connection.execute(f'SELECT DISTINCT "{part}" FROM {keys}').to_arrow_table().column(0).to_pylist()
-    candidates = live_files(plan, one_of(part, values))
+    values = plan.connection.execute(f'SELECT DISTINCT "{part}" FROM {keys}').to_arrow_table().column(0)
+    candidates = files_with(plan.table, part, values, plan.base)
     if not candidates:
         return [], None
     using = ", ".join(f'"{c}"' for c in key_columns)

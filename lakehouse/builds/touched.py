@@ -9,11 +9,11 @@ from pyiceberg.transforms import BucketTransform
 from pyiceberg.types import StringType
 
 from lakehouse.heads import heads_as_versions, split_keys
+from lakehouse.keyed import among_sql, files_with
 from lakehouse.live import files_where
 from lakehouse.plans import Plan, count_rows, live_files
 from lakehouse.positions import Vector
-from lakehouse.predicates import all_of, one_of
-from lakehouse.queries import among, bind_sql, bind_table, duckdb_type, files_sql, quote, text
+from lakehouse.queries import bind_sql, bind_table, duckdb_type, files_sql, quote, text
 
 SLICE_ROWS, SLICES = 1_000_000, 16
 """A table built whole from more driver rows than this is built in that many slices of its keys."""
@@ -69,21 +69,22 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__k
     columns = [f.name for f in table.schema().fields]
     # the driver is restricted by the columns it is matched on, any other input by the key columns it has
     matched = build.by if name == build.driver else {c: c for c in build.by if c in columns}
-    wanted = all_of(one_of(source, keys.column(key).unique().to_pylist()) for key, source in matched.items())
-    files = [f.file_path for f in files_where(table, wanted, snapshot)]
+    # of several columns the one that the table is partitioned by says most about where a row is
+    parted = [p.column for p in plan.lake.declaration(name).partition]
+    by = next((pair for pair in matched.items() if pair[1] in parted), next(reversed(matched.items()), None))
+    files = files_with(table, by[1], keys.column(by[0]), snapshot) if by else files_where(table, None, snapshot)
     if not files:
         bind_table(plan.connection, name, table, None)
         return
+    rows = among_sql(table, files, by[1], keys.column(by[0])) if by else files_sql(table, (f.file_path for f in files))
     chosen = ", ".join(f'i."{c}"' for c in columns)
     condition = " AND ".join(f'i."{source}" = k."{key}"' for key, source in matched.items()) or "true"
     if name == build.driver:
         condition += f" AND ({_below(plan.reached)})"
-    few = "".join(f" AND {among(f'i.{quote(source)}', keys.column(key))}" for key, source in matched.items())
     bind_sql(
         plan.connection,
         name,
-        f"(SELECT {chosen} FROM {files_sql(table, files)} AS i "
-        f"WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}){few})",
+        f"(SELECT {chosen} FROM {rows} AS i WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}))",
     )
 
 

@@ -22,10 +22,11 @@ from lakehouse.positions import vector_of
 from lakehouse.queries import query
 from lakehouse.runner import run
 from lakehouse.settings import ROOT, Settings
-from tests.properties.worlds import Delivery, as_rows, deliveries_of, repeated
+from tests.properties.worlds import Delivery, as_rows, deliveries_of, redated, repeated
 from transforms.pure import billing_tables
 
 WORLDS, WORLDS_A_CALL = 5_000, 1_250
+REDATED = 2
 FULL_PATH = int(os.environ.get("PROPERTY_EXAMPLES", "25"))
 DECLARED = load_declarations(ROOT / "catalog")
 FULL_PATH_TABLES = (
@@ -68,6 +69,18 @@ def test_any_order_and_repetition_of_5000_worlds_give_the_same_tables(seed: int)
     assert pl.DataFrame(tables["billing.subscription_history"])["account"].n_unique() > 0.95 * WORLDS_A_CALL
 
 
+def test_which_of_two_times_an_event_has_does_not_depend_on_the_order() -> None:
+    received = redated(deliveries_of(300, 7), random.Random(7))
+    tables, again = billing_tables(as_rows(received)), billing_tables(as_rows(random.Random(8).sample(received, len(received))))
+    rejected = pl.DataFrame(tables.pop("rejected"))
+    assert rejected.sort("topic", "partition", "offset").equals(
+        pl.DataFrame(again.pop("rejected")).sort("topic", "partition", "offset")
+    )
+    assert set(rejected["reason"]) == {"conflicting_copy"}
+    assert rejected["detail"].str.contains("created_at").all()
+    assert [d for name in tables if (d := difference(name, tables[name], again[name]))] == []
+
+
 def test_as_known_at_t_is_the_same_function_of_what_was_received_by_then() -> None:
     rng = random.Random(1)
     received = repeated(deliveries_of(300, 99), rng)
@@ -104,14 +117,25 @@ def test_any_split_into_batches_and_any_restart_give_what_the_pure_function_give
 ) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(touched, "SLICE_ROWS", rng.choice([30, touched.SLICE_ROWS]))
-    received = repeated(deliveries_of(20, 1000 + seed), rng)
+    _same_as_pure(repeated(deliveries_of(20, 1000 + seed), rng), rng, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(REDATED * FULL_PATH // 25))
+def test_so_do_copies_of_an_event_that_say_another_time(seed: int, tmp_path: Path) -> None:
+    """An event never changes at Stripe. If one id says two times all the same, the first receipt counts."""
+    rng = random.Random(seed)
+    _same_as_pure(redated(deliveries_of(20, 2000 + seed), rng), rng, tmp_path)
+
+
+def _same_as_pure(received: list[Delivery], rng: random.Random, home: Path) -> None:
+    """Deliver in batches, with a new process after each; then compare the tables with what the pure function makes."""
     cuts = sorted(rng.sample(range(1, len(received)), rng.randint(1, 2)))
     for a, b in zip([0, *cuts], [*cuts, len(received)], strict=True):
-        feed(open_lake(Settings(home=tmp_path), Run(f"feed-{a}", "test")), received[a:b])
+        feed(open_lake(Settings(home=home), Run(f"feed-{a}", "test")), received[a:b])
         # a process starts, advances some of the tables, and is gone; the next one goes on from the tables' own positions
-        lake = open_lake(Settings(home=tmp_path, batch_rows=rng.choice([60, 10_000])), Run(f"run-{a}", "test"))
+        lake = open_lake(Settings(home=home, batch_rows=rng.choice([60, 10_000])), Run(f"run-{a}", "test"))
         run(lake, FULL_PATH_TABLES[: rng.randint(1, len(FULL_PATH_TABLES))])
-    lake = open_lake(Settings(home=tmp_path), Run("last", "test"))
+    lake = open_lake(Settings(home=home), Run("last", "test"))
     run(lake, FULL_PATH_TABLES)
     tables = billing_tables(as_rows(received))
     for name in FULL_PATH_TABLES:

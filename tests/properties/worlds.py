@@ -147,6 +147,17 @@ def repeated(received: list[Delivery], rng: random.Random, share: float = 0.3) -
     return rng.sample([*received, *again], len(received) + len(again))
 
 
+def redated(received: list[Delivery], rng: random.Random, share: float = 0.2) -> list[Delivery]:
+    """The deliveries and, of some events, a copy that says another `created`, received before or after it; in any order."""
+    again = []
+    for i, d in enumerate(rng.sample(received, int(len(received) * share))):
+        event = json.loads(d.body)
+        event["created"] += rng.choice([-7200, -1, 1, 7200])
+        moved = timedelta(seconds=rng.choice([-(10**4), 10**4]), microseconds=rng.randint(0, 999_999))
+        again.append(Delivery(json.dumps(event).encode(), d.received_at + moved, rng.randint(0, 2), len(received) + i))
+    return rng.sample([*received, *again], len(received) + len(again))
+
+
 def as_rows(received: list[Delivery]) -> pa.Table:
     """Deliveries as rows of raw.stripe_events."""
     n = len(received)
