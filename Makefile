@@ -60,8 +60,9 @@ bench: $(STAMP) ## time the whole road, three times
 mutants: $(STAMP) ## sabotage the pipeline one way at a time and see each caught
 	@$(BIN)/python -m tests.mutants
 
-render: $(STAMP) ## write docs/data-dictionary.md from the declarations
+render: $(STAMP) ## write docs/data-dictionary.md and docs/data-model.md from the declarations
 	@$(BIN)/lakehouse render dictionary --to docs
+	@$(BIN)/lakehouse render model --to docs
 
 lock: $(STAMP) ## pin the dependencies again, with hashes (needs uv)
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-header -o requirements.txt

@@ -1,4 +1,4 @@
-"""The command `render`: Snowflake DDL, Soda contracts and the data dictionary, from the declarations."""
+"""The command `render`: Snowflake DDL, Soda contracts, data dictionary and data model, from the declarations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from lakehouse.cli.app import AsJson, app, counted, err, lake, out, print_json
 from lakehouse.errors import UsageError
 from lakehouse.render.dictionary import render_dictionary
+from lakehouse.render.model import render_model
 from lakehouse.render.snowflake import render_snowflake
 from lakehouse.render.soda import render_soda_contract
 from lakehouse.transforms import load_transforms
@@ -23,18 +24,20 @@ class Rendering(StrEnum):
     SNOWFLAKE = "snowflake"
     SODA = "soda"
     DICTIONARY = "dictionary"
+    MODEL = "model"
 
 
 @app.command()
 def render(
     what: Annotated[
-        Rendering, typer.Argument(metavar="WHAT", help="snowflake (DDL), soda (contracts) or dictionary.", show_choices=False)
+        Rendering,
+        typer.Argument(metavar="WHAT", help="snowflake (DDL), soda (contracts), dictionary or model.", show_choices=False),
     ],
     tables: Annotated[list[str] | None, typer.Argument(metavar="TABLE", help="Tables (default: all).")] = None,
     to: Annotated[Path | None, typer.Option("--to", help="Write files into this folder instead of stdout.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Render the Snowflake DDL, the Soda contracts or the data dictionary from the declarations."""
+    """Render the Snowflake DDL, the Soda contracts, the data dictionary or the data model from the declarations."""
     opened = lake()
     chosen = {n: opened.declaration(n) for n in tables} if tables else dict(opened.declarations)
     if what is Rendering.SNOWFLAKE:
@@ -43,7 +46,10 @@ def render(
         files = {f"{d.layer}/{d.name}.yaml": render_soda_contract(d) for d in chosen.values()}
     else:
         transforms = load_transforms(opened.settings.transforms_dir, opened.declarations)
-        files = {"data-dictionary.md": render_dictionary(chosen, transforms)}
+        if what is Rendering.DICTIONARY:
+            files = {"data-dictionary.md": render_dictionary(chosen, transforms)}
+        else:
+            files = {"data-model.md": render_model(dict(opened.declarations), transforms)}
     if to is not None:
         if to.exists() and not to.is_dir():
             raise UsageError(f"--to {to}: not a folder")

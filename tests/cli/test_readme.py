@@ -13,6 +13,7 @@ from command import Ran
 
 from lakehouse.declarations import load_declarations
 from lakehouse.render.dictionary import render_dictionary
+from lakehouse.render.model import render_model
 from lakehouse.settings import ROOT, load_settings
 from lakehouse.transforms import load_transforms
 
@@ -64,8 +65,12 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), f"make {target} is in the README and not in the Makefile"
 
 
-def test_the_data_dictionary_is_the_declarations() -> None:
+def test_dictionary_and_model_are_the_declarations() -> None:
     settings = load_settings()
     declarations = load_declarations(settings.catalog_dir)
-    rendered = render_dictionary(declarations, load_transforms(settings.transforms_dir, declarations))
-    assert (ROOT / "docs" / "data-dictionary.md").read_text("utf-8") == rendered, "make render writes it again"
+    transforms = load_transforms(settings.transforms_dir, declarations)
+    for page, rendered in (
+        ("data-dictionary.md", render_dictionary(declarations, transforms)),
+        ("data-model.md", render_model(declarations, transforms)),
+    ):
+        assert (ROOT / "docs" / page).read_text("utf-8") == rendered, "make render writes it again"
