@@ -7,7 +7,7 @@ true for the days that each of its topics has passed by so much; what comes late
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -104,14 +104,14 @@ def standings(lake: Lake, names: Iterable[str], transforms: Mapping[str, Transfo
     return found
 
 
-def notes(lake: Lake, sql: str) -> list[str]:
-    """What to know of the tables by day that a query reads: until when each is complete. None if the query asks that itself."""
+def notes(lake: Lake, sql: str, known: Container[str] = ()) -> dict[str, str]:
+    """{table: until when it is complete} of the tables by day that a query reads, known ones left out; none if it asks itself."""
     tree = sqlglot.parse_one(sql, dialect="duckdb")
     if any(c.name.lower() == "complete" for c in tree.find_all(exp.Column)):
-        return []
+        return {}
     transforms = load_transforms(lake.settings.transforms_dir, lake.declarations)
-    names = [n for n in tables_read(sql) if n in lake.declarations and _by_day(lake, n, transforms)]
-    return [said(standing) for standing in standings(lake, names, transforms).values()] if names else []
+    names = [n for n in tables_read(sql) if n in lake.declarations and n not in known and _by_day(lake, n, transforms)]
+    return {n: said(standing) for n, standing in standings(lake, names, transforms).items()} if names else {}
 
 
 def said(standing: Standing) -> str:

@@ -96,7 +96,7 @@ def sql(
     opened = lake()
     print_result(ask(opened, text, moment), rows, as_json=as_json)
     if moment is None:  # what a snapshot of old was complete until, its own column `complete` says
-        for note in notes(opened, text):
+        for note in notes(opened, text).values():
             err.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
 
 

@@ -60,7 +60,7 @@ def _compared(lake: Lake) -> dict[str, Any] | str:
     """What `verify` finds, or why it cannot be told."""
     try:
         return truth(lake) or NO_TRUTH
-    except UsageError as error:
+    except (OSError, UsageError) as error:  # a world that an older version wrote lacks files
         return f"Not compared with the truth: {str(error).splitlines()[0]}"
 
 

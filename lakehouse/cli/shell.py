@@ -73,13 +73,13 @@ class Session:
     def _ask(self, text: str) -> None:
         started = time.monotonic()
         found = ask(self.lake, text, self.moment)
+        elapsed = time.monotonic() - started
         print_result(found, self.rows, as_json=self.mode == "json")
-        for note in notes(self.lake, text) if self.moment is None else ():
-            if note not in self.noted:
-                self.noted.add(note)
-                err.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
         if self.timer:
-            err.print(f"[dim]{time.monotonic() - started:.2f} s[/]")
+            err.print(f"[dim]{elapsed:.2f} s[/]")
+        for table, note in notes(self.lake, text, self.noted).items() if self.moment is None else ():
+            self.noted.add(table)
+            err.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
 
     def _help(self, _: list[str]) -> None:
         """this list"""
