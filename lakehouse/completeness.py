@@ -10,17 +10,21 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import sqlglot
+from pyiceberg.table import Table
 from sqlglot import exp
 
 from lakehouse.coordinates import ranges_sql
 from lakehouse.cuts import raw_roots
 from lakehouse.declarations import Declaration, load_reference
 from lakehouse.lake import Lake
-from lakehouse.positions import TopicPartition, Vector
+from lakehouse.positions import TopicPartition, Vector, vector_of
 from lakehouse.queries import connect, tables_read
+from lakehouse.settings import Settings
 from lakehouse.transforms import Transform, load_transforms, upstream
 
 NEVER = date(1, 1, 1)
@@ -39,21 +43,38 @@ def received_until(lake: Lake, clock: str, reached: Vector, settle_seconds: int)
     current = table.current_snapshot() if table else None
     if table is None or current is None:
         return None
-    own = lake.vector(clock)
-    below = {k: min(v, own[k]) for k, v in reached.items() if k in own and v > 0}
+    own = vector_of(table.metadata, clock)
+    below = frozenset((k, min(v, own[k])) for k, v in reached.items() if k in own and v > 0)
+    last = _last_receipt(_Clock(table.metadata.table_uuid, current.snapshot_id, table, lake.settings), below)
+    return last - timedelta(seconds=settle_seconds) if last else None
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """A raw table at a snapshot; equal by these two alone."""
+
+    table_uuid: UUID
+    snapshot_id: int
+    table: Table = field(compare=False)
+    settings: Settings = field(compare=False)
+
+
+@lru_cache(maxsize=16)  # most tables of a run stand at the same positions
+def _last_receipt(clock: _Clock, below: frozenset[tuple[TopicPartition, int]]) -> datetime | None:
+    """The least, over the partitions, of the last receipt below these offsets."""
     latest: dict[TopicPartition, datetime] = {}
-    with connect(lake.settings) as connection:
+    with connect(clock.settings) as connection:
         for start in (LOOKED_BACK, None):
-            ranges = {k: (0 if start is None else max(0, v - start), v) for k, v in below.items() if k not in latest}
+            ranges = {k: (0 if start is None else max(0, v - start), v) for k, v in below if k not in latest}
             if not ranges:
                 break
-            rows = ranges_sql(table, current.snapshot_id, ranges)
+            rows = ranges_sql(clock.table, clock.snapshot_id, ranges)
             for topic, partition, received_at in connection.execute(
                 f"SELECT topic, partition, max(received_at) FROM {rows} GROUP BY topic, partition"
             ).fetchall():
                 latest[topic, partition] = received_at.astimezone(UTC)
     # a partition of which raw holds nothing any more was quiet for longer than raw is kept
-    return min(latest.values()) - timedelta(seconds=settle_seconds) if latest else None
+    return min(latest.values(), default=None)
 
 
 def complete_until(lake: Lake, declared: Declaration, reached: Vector) -> date:
@@ -84,14 +105,6 @@ def standings(lake: Lake, names: Iterable[str], transforms: Mapping[str, Transfo
     That goes for a table made only of tables by day (a funnel over days); what is made of single records has no days.
     """
     settle = load_reference(lake.settings.catalog_dir, "ledger")[0]["settle_seconds"]
-    known: dict[tuple[str, frozenset[tuple[TopicPartition, int]]], datetime | None] = {}
-
-    def received(clock: str, reached: Vector) -> datetime | None:
-        key = (clock, frozenset(reached.items()))  # most tables stand at the same positions
-        if key not in known:
-            known[key] = received_until(lake, clock, reached, settle)
-        return known[key]
-
     found = {}
     for name in names:
         reached = lake.vector(name)
@@ -99,7 +112,7 @@ def standings(lake: Lake, names: Iterable[str], transforms: Mapping[str, Transfo
         found[name] = Standing(
             name,
             min(complete_until(lake, d, reached) for d in by_day) if by_day else None,
-            {clock: received(clock, reached) for clock in sorted(raw_roots(lake, name, transforms))},
+            {clock: received_until(lake, clock, reached, settle) for clock in sorted(raw_roots(lake, name, transforms))},
         )
     return found
 

@@ -55,6 +55,21 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sql: str
 
 
+class Touch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """On which periods a changed row of an input falls (lakehouse/builds/by_period.py).
+
+    at: those that these columns (dates or times) lie in; the input is then read for the touched periods alone.
+    since, until: all from the first moment on which intervals differ (no until: from the first changed row), less `days_before`.
+    via: SQL over `changed` and other inputs that gives times (`moment`): those that they lie in.
+    """
+
+    at: list[str] = []
+    since: str | None = None
+    until: str | None = None
+    days_before: int = 0
+    via: str | None = None
+
+
 class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the table is written, and which new rows set off the work.
 
@@ -63,6 +78,7 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       insert   rows whose primary key is not there yet (an idempotent append);
       merge    all rows of the touched keys (`by`) are replaced by what the transform returns for them;
       history  (SCD2) of the touched keys only the intervals that change are replaced: see lakehouse.scd2.scd2_update;
+      periods  the rows of the touched days or months are replaced: see lakehouse/builds/by_period.py;
       replace  the whole content is replaced;
       custom   the transform plans its own files (product.events).
     driver: the input table whose new rows set off the work; by: {column of this table: column of the driver}.
@@ -71,9 +87,11 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heads: a table of the last state of each object, to go on from without its versions (lakehouse/heads.py); time: the driver's
       column (of an insert: the table's own) by which versions follow each other.
     conflict_on: a copy that contradicts the one that counts in these columns goes to dead letters.
+    period, unit: (periods) the column of the table that says the day or month (its first day). touched_by: how each input's rows
+      fall on periods; a change of an input that is not named touches all.
     """
 
-    mode: Literal["append", "insert", "merge", "history", "replace", "custom"]
+    mode: Literal["append", "insert", "merge", "history", "periods", "replace", "custom"]
     driver: str | None = None
     by: dict[str, str] = {}
     where: str | None = None
@@ -81,6 +99,9 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     conflict_on: list[str] = []
     heads: str | None = None
     time: str | None = None
+    period: str | None = None
+    unit: Literal["day", "month"] = "day"
+    touched_by: dict[str, Touch] = {}
 
 
 class Awaited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -296,6 +317,7 @@ def _validate(path: Path, content: Any) -> Declaration:
         "build.by": list(declared.build.by),
         "build.first_by": declared.build.first_by,
         "build.conflict_on": declared.build.conflict_on,
+        "build.period": [declared.build.period] if declared.build.period else [],
         "explain.measures": [m for e in declared.explain for m in e.measures],
     }.items():
         for column in used:
@@ -330,6 +352,12 @@ def _validate(path: Path, content: Any) -> Declaration:
         # the rows of a key are looked for in its own partition alone: see touched_files in lakehouse/builds/merges.py
         if not declared.partition or declared.partition[0].column not in declared.build.by:
             raise DeclarationError(f"{path}: build.mode merge needs a first partition column that is one of `by`")
+    if declared.build.mode == "periods":
+        if not declared.build.period or [p.column for p in declared.partition[:1]] != [declared.build.period]:
+            raise DeclarationError(f"{path}: build.mode periods needs `period`, and it must be the first partition column")
+        for table, touch in declared.build.touched_by.items():
+            if sum(map(bool, (touch.at, touch.since, touch.via))) != 1 or (touch.until and not touch.since):
+                raise DeclarationError(f"{path}: build.touched_by {table}: give one of `at`, `since` (with `until`) and `via`")
     return declared
 
 
@@ -384,6 +412,9 @@ def _parsed(catalog_dir: Path, files: tuple[tuple[Path, str], ...]) -> dict[str,
     for declared in tables.values():
         if declared.build.driver and declared.build.driver not in tables:
             raise DeclarationError(f"{declared.path}: build.driver {declared.build.driver!r} is not a declared table")
+        for touching in declared.build.touched_by:
+            if touching not in tables:
+                raise DeclarationError(f"{declared.path}: build.touched_by {touching!r} is not a declared table")
         for explained in declared.explain:
             if explained.source not in tables:
                 raise DeclarationError(f"{declared.path}: explain.source {explained.source!r} is not a declared table")

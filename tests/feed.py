@@ -12,6 +12,7 @@ from lakehouse.append import append_rows
 from lakehouse.lake import Lake
 from lakehouse.positions import NUMBERED_HERE, vector_of
 from lakehouse.queries import connect, query
+from simulator.workspaces import CrmChange
 from tests.cases.stripe import event
 from writers.records import RAW_SCHEMA, received_by_kafka
 from writers.stripe import with_envelope
@@ -44,6 +45,24 @@ def feed_stripe(lake: Lake, *specs: dict[str, Any]) -> None:
     received = [at(s.get("received", s["at"])) for s in specs]
     with connect(lake.settings) as connection:
         _append(lake, "raw.stripe_events", "stripe", with_envelope(connection, _records("stripe", payloads, received)))
+
+
+def feed_webhooks(lake: Lake, bodies: list[bytes], received: list[datetime]) -> None:
+    """Webhooks as they were posted."""
+    with connect(lake.settings) as connection:
+        _append(lake, "raw.stripe_events", "stripe", with_envelope(connection, _records("stripe", list(bodies), received)))
+
+
+def feed_payloads(lake: Lake, payloads: list[bytes], received: list[datetime]) -> None:
+    """Product records as they were produced."""
+    _append(lake, "raw.product_events", "product", received_by_kafka(_records("product", list(payloads), received)))
+
+
+def feed_crm_rows(lake: Lake, changes: list[CrmChange]) -> None:
+    """The CRM's mappings as they become visible."""
+    said = {"workspace_id": [c.workspace_id for c in changes], "customer_id": [c.stripe_customer_id for c in changes]}
+    states = [(c.effective_at.isoformat(), c.visible_at.isoformat(), c.deleted) for c in changes]
+    _crm_versions(lake, "raw.crm_workspaces", "crm", said | {"mapping_id": [None] * len(changes)}, states)
 
 
 def feed_product(lake: Lake, *events: dict[str, Any] | bytes | None, received: str, topic: str = "product") -> None:

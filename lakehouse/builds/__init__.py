@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pyiceberg.expressions import AlwaysTrue
 
+from lakehouse.builds.by_period import periods
 from lakehouse.builds.histories import history
 from lakehouse.builds.inserts import insert
 from lakehouse.builds.merges import merge
@@ -30,6 +31,7 @@ BUILDERS: dict[str, Callable[[Plan], Staged]] = {
     "insert": insert,
     "merge": merge,
     "history": history,
+    "periods": periods,
     "replace": _replace,
     "custom": _custom,
 }
