@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyiceberg.table import Table
 
 from lakehouse.live import files_where
-from lakehouse.positions import TopicPartition
+from lakehouse.positions import TopicPartition, Vector
 from lakehouse.predicates import all_of, any_of, at_least, below, equal
 from lakehouse.queries import empty_sql, files_sql, text
 
@@ -42,6 +42,12 @@ def coordinates_sql(connection: duckdb.DuckDBPyConnection, table: Table, snapsho
             spans.append((topic, partition, offset, offset + 1))
     connection.register("__coordinates", coordinates.select(columns))
     return f'(SELECT * FROM {_spans_sql(table, snapshot, spans)} SEMI JOIN __coordinates USING (topic, partition, "offset"))'
+
+
+def below_sql(reached: Vector) -> str:
+    """SQL: the row's coordinates lie below the positions reached."""
+    spans = (f'(topic = {text(t)} AND partition = {p} AND "offset" < {end})' for (t, p), end in sorted(reached.items()))
+    return f"({' OR '.join(spans) or 'false'})"
 
 
 def _spans_sql(table: Table, snapshot: int | None, spans: Sequence[tuple[str, int, int, int]]) -> str:

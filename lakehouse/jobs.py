@@ -6,6 +6,7 @@ Failures are `Retryable` (run it again) or `Terminal` (a person must act): see l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -67,6 +68,15 @@ def refuse_lasting(report: Any) -> None:
 def run_table(name: str) -> list[dict[str, Any]]:
     """Advance one table until it has caught up with its inputs; returns the reports."""
     return [msgspec.to_builtins(r) for r in run(open_lake(load_settings()), [name])]
+
+
+def backfill(start: str, end: str, tables: Sequence[str] = (), slice_days: int = 1) -> list[dict[str, Any]]:
+    """Make the days [start, end) (ISO dates, UTC) of the tables (default: all) again from their inputs; returns the slices."""
+    from lakehouse.backfill import backfill as make_again
+
+    since, until = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in (start, end))
+    made = make_again(open_lake(load_settings()), since, until, tables, slice_days=slice_days)
+    return [msgspec.to_builtins(s) for s in made]
 
 
 def maintain_tables(steps: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import TypeAlias
 
 import duckdb
@@ -19,13 +19,14 @@ from pyiceberg.table import Table
 
 from lakehouse.commit import Scope
 from lakehouse.completeness import complete_until
-from lakehouse.coordinates import coordinates_sql, ranges_sql
+from lakehouse.coordinates import below_sql, coordinates_sql, ranges_sql
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
 from lakehouse.lake import Lake
 from lakehouse.live import files_where
 from lakehouse.positions import TopicPartition
-from lakehouse.queries import bind_table, files_sql
+from lakehouse.predicates import all_of, at_least, below
+from lakehouse.queries import bind_table, empty_sql, files_sql, quote
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs, Transform
 
@@ -81,6 +82,16 @@ class Plan:
             return coordinates_sql(self.connection, table, snapshot, self.again)
         ranges = {k: (self.expected.get(k, 0), end) for k, end in self.reached.items() if end > self.expected.get(k, 0)}
         return ranges_sql(table, snapshot, ranges)
+
+    def consumed_sql(self, name: str, column: str, start: datetime, end: datetime) -> str:
+        """Rows of an input below the positions reached of which `column` lies in [start, end), as an SQL table expression."""
+        table, snapshot = self.pinned[name]
+        files = [f.file_path for f in files_where(table, all_of((at_least(column, start), below(column, end))), snapshot)]
+        if not files:
+            return empty_sql(table)
+        columns, by = ", ".join(quote(f.name) for f in table.schema().fields), quote(column)
+        within = f"{by} >= '{start.isoformat()}' AND {by} < '{end.isoformat()}'"
+        return f"(SELECT {columns} FROM {files_sql(table, files)} WHERE {within} AND {below_sql(self.reached)})"
 
     def reject(self, refused: pa.Table | None) -> int:
         """Keep the records that the transform cannot use as dead letters, before the rows; returns how many are new.

@@ -54,7 +54,7 @@ def run_table(lake: Lake, name: str, transforms: Mapping[str, Transform] | None 
     transforms = transforms or load_transforms(lake.settings.transforms_dir, lake.declarations)
     if name not in transforms:
         raise UsageError(f"{name} has no transform: writers fill it (lakehouse ingest)")
-    return _planned_again(lambda: _run_once(lake, name, transforms)[0])
+    return planned_again(lambda: _run_once(lake, name, transforms)[0])
 
 
 def take_up_again(
@@ -70,10 +70,10 @@ def take_up_again(
     Raises:
         Retryable: an input is ahead of the others, so that its rows could not be seen; run them first.
     """
-    return _planned_again(lambda: _run_once(lake, name, transforms, coordinates), (Replan, Fenced))
+    return planned_again(lambda: _run_once(lake, name, transforms, coordinates), (Replan, Fenced))
 
 
-def _planned_again(attempt: Callable[[], T], outdated: tuple[type[LakehouseError], ...] = (Replan,)) -> T:
+def planned_again(attempt: Callable[[], T], outdated: tuple[type[LakehouseError], ...] = (Replan,)) -> T:
     """The attempt's result; it is made again while what it planned on was outdated before it could commit."""
     for number in range(MAX_PLANS):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import graphlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -115,3 +115,11 @@ def upstream(declared: Declaration, transform: Transform) -> tuple[str, ...]:
     """The tables that `declared` is made from: what its code reads, and its driver."""
     driver = (declared.build.driver,) if declared.build.driver else ()
     return tuple(dict.fromkeys((*driver, *transform.inputs)))
+
+
+def with_inputs(names: Iterable[str], declarations: Mapping[str, Declaration], transforms: Mapping[str, Transform]) -> list[str]:
+    """The tables and all that they are made from by transforms, directly or not, in order; `transforms` in theirs."""
+    wanted = set(names)
+    for name in reversed(list(transforms)):
+        wanted |= set(upstream(declarations[name], transforms[name])) if name in wanted else set()
+    return [name for name in transforms if name in wanted]

@@ -8,12 +8,12 @@ from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.transforms import BucketTransform
 from pyiceberg.types import StringType
 
+from lakehouse.coordinates import below_sql
 from lakehouse.heads import heads_as_versions, split_keys
 from lakehouse.keyed import among_sql, files_with
 from lakehouse.live import files_where
 from lakehouse.plans import Plan, count_rows, live_files
-from lakehouse.positions import Vector
-from lakehouse.queries import bind_sql, bind_table, duckdb_type, files_sql, quote, text
+from lakehouse.queries import bind_sql, bind_table, duckdb_type, files_sql, quote
 
 SLICE_ROWS, SLICES = 1_000_000, 16
 """A table built whole from more driver rows than this is built in that many slices of its keys."""
@@ -80,16 +80,9 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__k
     chosen = ", ".join(f'i."{c}"' for c in columns)
     condition = " AND ".join(f'i."{source}" = k."{key}"' for key, source in matched.items()) or "true"
     if name == build.driver:
-        condition += f" AND ({_below(plan.reached)})"
+        condition += f" AND {below_sql(plan.reached)}"
     bind_sql(
         plan.connection,
         name,
         f"(SELECT {chosen} FROM {rows} AS i WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}))",
-    )
-
-
-def _below(reached: Vector) -> str:
-    """SQL: the row's coordinates lie below the positions reached."""
-    return " OR ".join(
-        f'(topic = {text(topic)} AND partition = {partition} AND "offset" < {end})' for (topic, partition), end in reached.items()
     )

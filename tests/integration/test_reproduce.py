@@ -21,6 +21,7 @@ from lakehouse.reproduce import Record, record_of, reproduce
 from lakehouse.runner import run
 from lakehouse.settings import Settings
 from lakehouse.staging import stage
+from lakehouse.transforms import load_transforms, with_inputs
 from tests.feed import feed_crm, feed_product, feed_stripe
 
 EVENTS = "product.events"
@@ -62,7 +63,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
             b"never json",
             received=f"2026-01-1{number}T12:00:00Z",
         )
-        run(lake, MADE)
+        run(lake, with_inputs(MADE, lake.declarations, load_transforms(lake.settings.transforms_dir, lake.declarations)))
     return lake
 
 

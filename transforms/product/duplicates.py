@@ -65,6 +65,14 @@ def unique_events(plan: Plan) -> Unique:
     return Unique(events.drop("id_hash", "day"), replaced, rejected)
 
 
+def copies_once(plan: Plan) -> pl.DataFrame:
+    """The events of `parsed` that count among themselves, whatever the table holds."""
+    events, conflicts = first_of_batch(frame(plan.connection, GOOD))
+    if not conflicts.is_empty():
+        plan.reject(conflict_letters(conflicts, "received_at"))
+    return events.drop("id_hash", "day")
+
+
 def first_of_batch(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(the first copy of each event, those that contradict it), of rows with `id_hash` and `day`; sorted by them."""
     rows = rows.sort("day", "id_hash")

@@ -7,7 +7,10 @@ change are written again.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import polars as pl
+import pyarrow as pa
 
 from lakehouse.commit import scope_of
 from lakehouse.plans import Plan, Staged, count_rows
@@ -15,7 +18,7 @@ from lakehouse.queries import bind_sql
 from lakehouse.staging import stage
 from transforms.product import attribution
 from transforms.product.attribution import attribute, known_for, rewrites
-from transforms.product.duplicates import unique_events
+from transforms.product.duplicates import copies_once, unique_events
 from transforms.product.parsing import Lateness, parse
 
 INPUTS = (
@@ -34,18 +37,7 @@ ALLOWED = Lateness(late="INTERVAL 72 HOUR", too_late="INTERVAL 30 DAY", too_earl
 def plan(plan: Plan) -> Staged:
     """Stage one micro-batch: new events, and the files that repair or an earlier copy of an event changes."""
     connection = plan.connection
-    # read once, then parsed in parallel: with a schema by field id DuckDB reads a file in one thread, whatever its row groups
-    new = plan.new_rows_sql("raw.product_events")
-    connection.execute(f'CREATE TEMP TABLE records AS SELECT topic, partition, "offset", received_at, payload FROM {new}')
-    bind_sql(connection, "raw.product_events", "records")
-    plan.bind(attribution.INPUTS)
-    parse(connection, plan.declared, ALLOWED)
-    connection.execute("DROP TABLE records")
-    rejected = connection.execute(
-        'SELECT topic, partition, "offset", received_at, reason, NULL::VARCHAR AS detail FROM parsed WHERE reason IS NOT NULL'
-    ).to_arrow_table()
-    dead = plan.reject(rejected)
-
+    dead = _parsed(plan, plan.new_rows_sql("raw.product_events"))
     unique = unique_events(plan)
     known = known_for(connection, unique.events, plan.lake.settings.catalog_dir)
     events = attribute(unique.events, known)
@@ -63,3 +55,34 @@ def plan(plan: Plan) -> Staged:
         rows=added.height,
         rejected=dead + unique.rejected,
     )
+
+
+WINDOW = "occurred_at"
+
+
+def derive(plan: Plan, start: datetime, end: datetime) -> pa.Table:
+    """The rows of [start, end), whole UTC days, made from all raw records that can hold an event of these days."""
+    connection = plan.connection
+    received = f"SELECT $start - {ALLOWED.too_early}, $end + {ALLOWED.too_late}"
+    since, until = (t.astimezone(UTC) for t in connection.execute(received, {"start": start, "end": end}).fetchall()[0])
+    _parsed(plan, plan.consumed_sql("raw.product_events", "received_at", since, until))
+    outside = {"start": start, "end": end}
+    connection.execute("DELETE FROM parsed WHERE reason IS NOT NULL OR occurred_at < $start OR occurred_at >= $end", outside)
+    events = copies_once(plan)
+    known = known_for(connection, events, plan.lake.settings.catalog_dir)
+    return attribute(events, known).select(plan.declared.column_names).to_arrow()
+
+
+def _parsed(plan: Plan, records: str) -> int:
+    """Make the relation `parsed` of raw records (SQL); those that cannot be used become dead letters; how many are new."""
+    connection = plan.connection
+    # read once, then parsed in parallel: with a schema by field id DuckDB reads a file in one thread, whatever its row groups
+    connection.execute(f'CREATE TEMP TABLE records AS SELECT topic, partition, "offset", received_at, payload FROM {records}')
+    bind_sql(connection, "raw.product_events", "records")
+    plan.bind(attribution.INPUTS)
+    parse(connection, plan.declared, ALLOWED)
+    connection.execute("DROP TABLE records")
+    rejected = connection.execute(
+        'SELECT topic, partition, "offset", received_at, reason, NULL::VARCHAR AS detail FROM parsed WHERE reason IS NOT NULL'
+    ).to_arrow_table()
+    return plan.reject(rejected)
