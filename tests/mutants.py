@@ -101,8 +101,8 @@ MUTANTS = (
     Mutant(
         "billing-not-deduplicated",
         "lakehouse/builds/inserts.py",
-        "    if known:\n",
-        "    if known and False:\n",
+        "    if copies.num_rows:\n",
+        "    if copies.num_rows and False:\n",
         "an event that is sent again in a later batch is stored again",
     ),
     Mutant(
