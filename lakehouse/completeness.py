@@ -120,7 +120,8 @@ def standings(lake: Lake, names: Iterable[str], transforms: Mapping[str, Transfo
 def notes(lake: Lake, sql: str, known: Container[str] = ()) -> dict[str, str]:
     """{table: until when it is complete} of the tables by day that a query reads, known ones left out; none if it asks itself."""
     tree = sqlglot.parse_one(sql, dialect="duckdb")
-    if any(c.name.lower() == "complete" for c in tree.find_all(exp.Column)):
+    asked = any(c.name.lower() == "complete" for c in tree.find_all(exp.Column))
+    if asked or not any(d.complete for d in lake.declarations.values()):
         return {}
     transforms = load_transforms(lake.settings.transforms_dir, lake.declarations)
     names = [n for n in tables_read(sql) if n in lake.declarations and n not in known and _by_day(lake, n, transforms)]
