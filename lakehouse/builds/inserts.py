@@ -14,7 +14,7 @@ from lakehouse.dead_letters import understood
 from lakehouse.heads import REDATED
 from lakehouse.keyed import among_sql, files_with
 from lakehouse.plans import Plan, Staged, count_rows, other_rows, stage_with
-from lakehouse.queries import bind_sql, path_for_duckdb, quote
+from lakehouse.queries import bind_sql, empty_sql, path_for_duckdb, quote
 from lakehouse.staging import conform
 
 
@@ -54,14 +54,21 @@ def insert(plan: Plan) -> Staged:
 
 
 def _with_copies(plan: Plan, rows: pa.Table, held: Sequence[DataFile]) -> pa.Table:
-    """Those of the rows whose key is there already. Of what lies near them in the table only the key columns are read."""
-    if not held:
-        return rows.slice(0, 0)
-    connection, part = plan.connection, plan.declared.partition[0].column
+    """Those of the rows whose key is there already, or comes more than once: of the table only what lies near them is read."""
+    connection = plan.connection
     key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
     connection.register("__rows", rows)
-    near = among_sql(plan.table, held, part, rows.column(part))
-    return connection.execute(f"SELECT * FROM __rows SEMI JOIN (SELECT {key} FROM {near}) USING ({key})").to_arrow_table()
+    again = f"SELECT {key} FROM __rows GROUP BY {key} HAVING count(*) > 1"
+    there = f"SELECT {key} FROM {_near(plan, rows, held)} UNION ALL {again}"
+    return connection.execute(f"SELECT * FROM __rows SEMI JOIN ({there}) USING ({key})").to_arrow_table()
+
+
+def _near(plan: Plan, rows: pa.Table, held: Sequence[DataFile]) -> str:
+    """What of the files `held` lies near the rows, as an SQL table expression with `filename`."""
+    part = plan.declared.partition[0].column
+    if not held:
+        return f"(SELECT *, CAST(NULL AS VARCHAR) AS filename FROM {empty_sql(plan.table)})"
+    return among_sql(plan.table, held, part, rows.column(part))
 
 
 def _first_copies(
@@ -77,8 +84,7 @@ def _first_copies(
     key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
     connection.register("__rows", rows)
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
-    part = plan.declared.partition[0].column
-    near = among_sql(plan.table, known, part, rows.column(part))
+    near = _near(plan, rows, known)
     there = pl.DataFrame(
         connection.execute(f"SELECT {columns}, filename FROM {near} SEMI JOIN __rows USING ({key})").to_arrow_table()
     )

@@ -218,6 +218,21 @@ def test_an_anonymous_id_belongs_to_the_user_that_it_was_identified_as(road: Lak
     ]
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_an_identify_event_that_comes_twice_counts_once(road: Lake, before: int) -> None:
+    """Within a batch and across two; the first batch of the table, and one that finds others there."""
+    said: dict[str, object] = {"event_name": "identify", "anonymous_id": "an_1", "workspace_id": ...}
+    feed_product(road, *[said | {"event_id": "other"}] * before, received=RECEIVED)
+    run(road)
+    feed_product(road, *[said | {"event_id": "same"}] * 2, received="2026-01-10T12:00:09Z")
+    feed_product(road, said | {"event_id": "same"}, received=RECEIVED)
+    run(road)
+    feed_product(road, said | {"event_id": "same"}, received=RECEIVED)
+    run(road)
+    found = rows(road, "SELECT event_id, received_at FROM product.identifications ORDER BY event_id")
+    assert [(r["event_id"], r["received_at"].second) for r in found] == [("other", 5)] * before + [("same", 5)]
+
+
 LATE_TRUTHS = {
     "billing": lambda lake: feed_stripe(
         lake,
