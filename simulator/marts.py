@@ -17,6 +17,7 @@ import polars as pl
 
 from simulator.attribution import attributed
 from simulator.catalogue import FEATURES, FREE_FEATURES, METRICS, PLAN_FEATURES, PLAN_RANK, PRICES, metered_price_id
+from simulator.identity import EVERYTHING
 from simulator.metering import by_month
 from simulator.revenue import mrr, mrr_movements, posting_dates, revenue
 from simulator.timeline import PlanInterval, StateInterval
@@ -80,13 +81,12 @@ def marts(world: World, withheld: Iterable[str] = ()) -> dict[str, pl.DataFrame]
 
 def _events(world: World) -> pl.DataFrame:
     """The unique valid events with whose they are, and day, user, session, feature and name in words."""
-    usage = world.product_records.usage
-    events = attributed(usage.events, world.workspaces, world.timelines)
+    events = attributed(world.product_events, world.workspaces, world.timelines)
     return events.with_columns(
         day=(pl.col("occurred_at") * 1000).cast(pl.Datetime("us")).dt.date(),
-        user=pl.col("device") // 2,
         session=pl.struct("device", pl.col("occurred_at") // 1_800_000),  # a session is half an hour at one device
         feature=pl.Series(FEATURES).gather(events["feature"]),
+        sent=pl.col("told") == EVERYTHING,
         event_name=pl.Series(EVENT_NAMES).gather(events["name"]),
         workspace_id=pl.Series([w.id for w in world.workspaces]).gather(events["workspace"]),
     ).sort("occurred_at")
@@ -112,14 +112,14 @@ def _frame(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> pl.DataFram
 
 
 def workspace_engagement_daily(events: pl.DataFrame) -> pl.DataFrame:
-    """What each workspace did on each day; whose it was at the day's last event that has a customer."""
+    """What each workspace did on each day, by the events that name it; whose it was at the last of them that has a customer."""
     key = KEYS["workspace_engagement_daily"]
-    events = events.rename({"day": "activity_date"})
+    events = events.filter("sent").rename({"day": "activity_date"})
     counted = events.group_by(key).agg(
         events=pl.len().cast(pl.Int64),
         active_users=pl.col("user").n_unique().cast(pl.Int64),
         sessions=pl.col("session").n_unique().cast(pl.Int64),
-        features_used=pl.col("feature").n_unique().cast(pl.Int64),
+        features_used=pl.col("feature").drop_nulls().n_unique().cast(pl.Int64),
     )
     owners = (
         events.filter(pl.col("customer_id").is_not_null())
@@ -274,7 +274,7 @@ def upgrade_moments(timeline: Sequence[PlanInterval]) -> list[int]:
 
 def upgrade_exposures(events: pl.DataFrame, timelines: Mapping[str, Sequence[PlanInterval]]) -> pl.DataFrame:
     """Customers on a plan who used a feature (or any) on a day, and those of them who moved up within the window."""
-    good = events.filter(pl.col("billing_status").is_in(EXPOSED))
+    good = events.filter(pl.col("billing_status").is_in(EXPOSED), pl.col("feature").is_not_null())
     upgrades = {customer: upgrade_moments(timeline) for customer, timeline in timelines.items()}
     exposed: dict[tuple[str, str, date], list[bool]] = defaultdict(list)
     for name in (pl.col("feature"), pl.lit(ANY).alias("feature")):

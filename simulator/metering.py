@@ -48,22 +48,23 @@ class UsageBill:
     amount: int
 
 
-def metered_use(records: ProductRecords, workspaces: Sequence[Workspace], customers: Sequence[str]) -> pl.DataFrame:
+def metered_use(
+    records: ProductRecords, events: pl.DataFrame, workspaces: Sequence[Workspace], customers: Sequence[str]
+) -> pl.DataFrame:
     """What each customer used of each metric on each day (UTC): customer_id, metric, day, events, amount (ms, bytes).
 
-    By the owner of the workspace at the time; a workspace that the CRM never knew is metered for nobody.
+    events: of `identity.placed`. By the owner of the workspace at the time; what cannot be told is metered for nobody.
     """
-    events = records.usage.events
-    mapped = pl.Series([w.mapped for w in workspaces]).gather(events["workspace"])
+    owner = owners(events, workspaces, customers)["owner"]
     use = pl.DataFrame(
         {
-            "customer_id": pl.Series(customers, dtype=pl.String).gather(owners(events, workspaces, customers)),
+            "customer_id": pl.Series(customers, dtype=pl.String).gather(owner),
             "name": events["name"],
             "day": (events["occurred_at"] * 1000).cast(pl.Datetime("us")).dt.date(),
         }
     ).hstack(records.measures(events))
     parts = [
-        use.filter(mapped, pl.col("name") == EVENT_NAMES.index(metric.event_name))
+        use.filter(pl.col("customer_id").is_not_null(), pl.col("name") == EVENT_NAMES.index(metric.event_name))
         .group_by("customer_id", pl.lit(metric.name).alias("metric"), "day")
         .agg(events=pl.len().cast(pl.Int64), amount=pl.col(metric.measure).sum())
         for metric in METRICS

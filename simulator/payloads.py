@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from simulator.catalogue import FEATURES
 from simulator.chance import base62, below, generator, hex_text, lookup, mixed, salt, uuid4, uuid_text
+from simulator.identity import EVERYTHING, ONLY_DEVICE
 from simulator.usage import EVENT_NAMES, MALFORMATIONS, Usage
 
 SLICE = 20_000
@@ -63,7 +63,8 @@ class ProductRecords:
     def slices(self, from_ms: int | None = None, to_ms: int | None = None, rows: int = SLICE) -> Iterator[pa.Table]:
         """The records received in [from_ms, to_ms) as Arrow tables of at most `rows` rows, formatted as they are asked for.
 
-        Columns: received_at (int64, epoch ms), key (large_binary: the workspace id), payload (large_binary: JSON).
+        Columns: received_at (int64, epoch ms), key (large_binary: the workspace id, or that of the device where no workspace is
+        named), payload (large_binary: JSON).
         """
         received = self.received_at
         first = 0 if from_ms is None else received.search_sorted(from_ms)
@@ -81,18 +82,25 @@ class ProductRecords:
         drawn = chance.with_columns(watched=_watched(pl.col("chance")))
         return drawn.select(**{name: measure.cast(pl.Int64) for name, measure in _MEASURES.items()})
 
-    def members(self) -> list[list[str]]:
-        """The user ids of each workspace, in the order of `workspace_ids`."""
-        # two devices a user, who stands first in what is said of each
-        users = self._tables["user"].gather_every(2).str.extract(r'^"user_id":"([^"]+)"').to_list()
-        first = [*(device // 2 for device in self.usage.first_device), len(users)]
-        return [users[start:end] for start, end in pairwise(first)]
+    @property
+    def user_ids(self) -> list[str]:
+        """The id of each user, by its number."""
+        return self._people[0]
+
+    @property
+    def anonymous_ids(self) -> list[str]:
+        """The id of each device, by its number."""
+        return self._people[1]
 
     def _hash(self, label: str) -> pl.Expr:
         return mixed(pl.col("event_no"), salt(self.seed, label))
 
     def _format(self, rows: pl.DataFrame) -> pa.Table:
         tables, device = self._tables, pl.col("device")
+        # what an event does not say is the last entry of its table: nothing
+        sent = pl.col("told") == EVERYTHING
+        named = pl.when(sent).then("workspace").otherwise(len(self.workspace_ids))
+        user = pl.when(pl.col("told") != ONLY_DEVICE).then("user").otherwise(len(self.user_ids))
         half_hour = device.cast(pl.UInt64) * 65_536 + (pl.col("occurred_at") // 1_800_000).cast(pl.UInt64)
         # Hashes first, as columns: an eager select would work out a repeated expression again each time.
         rows = rows.with_columns(
@@ -108,11 +116,11 @@ class ProductRecords:
             pl.lit('","event_name":"'), lookup(tables["name"], pl.col("name").cast(pl.UInt32)),
             pl.lit('","schema_version":3,"occurred_at":"'), self._iso("occurred_at"),
             pl.lit('","sent_at":"'), self._iso("sent_at"),
-            pl.lit('","workspace_id":"'), lookup(tables["workspace"], pl.col("workspace")),
-            pl.lit('",'), lookup(tables["user"], device),
-            pl.lit(',"session_id":"ses_'), hex_text(pl.col("session")),
-            pl.lit('","feature":"'), lookup(tables["feature"], pl.col("feature").cast(pl.UInt32)),
-            pl.lit('",'), lookup(tables["device"], device),
+            pl.lit('",'), lookup(tables["workspace"], named), lookup(tables["user"], user),
+            pl.lit('"anonymous_id":"'), lookup(tables["anonymous"], device),
+            pl.lit('","session_id":"ses_'), hex_text(pl.col("session")),
+            pl.lit('",'), lookup(tables["feature"], pl.col("feature").cast(pl.UInt32).fill_null(len(FEATURES))),
+            lookup(tables["device"], device),
             pl.lit(',"properties":{"video_id":"vid_'), hex_text(pl.col("video")),
             pl.lit('","duration_ms":'), _MEASURES["duration_ms"],
             pl.lit(',"bytes":'), _MEASURES["bytes"],
@@ -128,7 +136,7 @@ class ProductRecords:
         )  # fmt: skip
         made = rows.select(
             "received_at",
-            key=lookup(tables["workspace"], pl.col("workspace")).cast(pl.Binary),
+            key=pl.when(sent).then(lookup(tables["key"], named)).otherwise(lookup(tables["anonymous"], device)).cast(pl.Binary),
             payload=text.cast(pl.Binary),
         )
         bad = rows.with_row_index("row").filter(pl.col("malformation") > 0)
@@ -156,15 +164,21 @@ class ProductRecords:
         return int(lowest) // _DAY_MS
 
     @cached_property
+    def _people(self) -> tuple[list[str], list[str], list[str], list[str]]:
+        return _devices(self.seed, self.usage.people.devices)
+
+    @cached_property
     def _tables(self) -> dict[str, pl.Series]:
         highest: Any = self.usage.records["received_at"].max()
         days = range(self._first_day, int(highest) // _DAY_MS + 1)
-        user, device, context = _devices(self.seed, self.usage.devices)
+        users, anonymous, device, context = self._people
         texts: dict[str, Sequence[str]] = {
             "name": EVENT_NAMES,
-            "feature": FEATURES,
-            "workspace": self.workspace_ids,
-            "user": user,
+            "feature": [*(f'"feature":"{feature}",' for feature in FEATURES), ""],
+            "workspace": [*(f'"workspace_id":"{w}",' for w in self.workspace_ids), ""],
+            "key": [*self.workspace_ids, ""],
+            "user": [*(f'"user_id":"{user}",' for user in users), ""],
+            "anonymous": anonymous,
             "device": device,
             "context": context,
             "resolution": _RESOLUTIONS,
@@ -184,27 +198,28 @@ def _watched(chance: pl.Expr) -> pl.Expr:
     return below(chance, 1_800_000, 7)
 
 
-def _devices(seed: int, devices: int) -> tuple[list[str], list[str], list[str]]:
-    """The parts of the JSON that belong to a device: user, device and context. Two devices a user, the second a phone."""
+def _devices(seed: int, devices: int) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Ids of users and of devices, and the parts of the JSON that belong to a device. Two devices a user, the second a phone."""
     rng = generator(seed, "devices")
-    users, parts, contexts = [], [], []
+    users, anonymous, parts, contexts = [], [], [], []
     for number in range(devices):
         phone = number % 2 == 1
         if not phone:
-            user_id, (country, locale) = f"usr_{base62(rng, 16)}", rng.choice(_COUNTRIES)
+            users.append(f"usr_{base62(rng, 16)}")
+            country, locale = rng.choice(_COUNTRIES)
         version = f"5.{rng.randint(3, 19)}.{rng.randint(0, 9)}"
         kind = rng.choice(_APPS if phone else _BROWSERS)
         agent = kind.format(v=rng.randint(118, 139), w=rng.randint(0, 6), a=version)
         platform = "web" if not phone else "ios" if "iPhone" in agent else "android"
         network = rng.choice(("192.0.2", "198.51.100", "203.0.113"))
         address = f"{network}.{rng.randint(1, 254)}" if rng.random() < 0.7 else f"2001:db8:{rng.randrange(65536):x}::{number:x}"
-        users.append(f'"user_id":"{user_id}","anonymous_id":"{uuid4(rng)}"')
+        anonymous.append(uuid4(rng))
         parts.append(
             f'"platform":"{platform}","app_version":"{version}","country":"{country}","ip":"{address}","user_agent":"{agent}"'
         )
         link = rng.choice(("wifi", "5g", "4g")) if phone else rng.choice(("ethernet", "wifi"))
         contexts.append(f'"locale":"{locale}","network":"{link}","sdk":"{platform}/3.{rng.randint(0, 8)}.{rng.randint(0, 9)}"')
-    return users, parts, contexts
+    return users, anonymous, parts, contexts
 
 
 def _extras(seed: int) -> list[str]:

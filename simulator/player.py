@@ -33,11 +33,13 @@ FLUSH_SECONDS = 60.0
 _HEADERS: list[tuple[str, str | bytes | None]] = [("content-type", b"application/json")]
 _CREATE_CRM = """
 CREATE TABLE IF NOT EXISTS workspaces (
-  workspace_id TEXT PRIMARY KEY,
+  workspace_id TEXT,
+  mapping_id TEXT,
   stripe_customer_id TEXT,
   effective_at TEXT,
   updated_at TEXT,
-  deleted INTEGER NOT NULL DEFAULT 0
+  deleted INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (workspace_id, mapping_id)
 );
 CREATE TABLE IF NOT EXISTS memberships (
   user_id TEXT,
@@ -49,8 +51,9 @@ CREATE TABLE IF NOT EXISTS memberships (
   PRIMARY KEY (user_id, workspace_id)
 );"""
 _WRITE_WORKSPACE = """
-INSERT INTO workspaces (workspace_id, stripe_customer_id, effective_at, updated_at, deleted) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (workspace_id) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id,
+INSERT INTO workspaces (workspace_id, mapping_id, stripe_customer_id, effective_at, updated_at, deleted)
+VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (workspace_id, mapping_id) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id,
   effective_at = excluded.effective_at, updated_at = excluded.updated_at, deleted = excluded.deleted"""
 _WRITE_MEMBERSHIP = """
 INSERT INTO memberships (user_id, workspace_id, role, effective_at, updated_at, deleted) VALUES (?, ?, ?, ?, ?, ?)
@@ -233,7 +236,8 @@ class Player:
         changes = self._world.crm_changes[_between(self._change_times, round_.start, round_.end)]
         members = self._world.membership_changes[_between(self._membership_times, round_.start, round_.end)]
         with closing(self._crm()) as crm, crm:
-            crm.executemany(_WRITE_WORKSPACE, [(c.workspace_id, c.stripe_customer_id, *_row_state(c)) for c in changes])
+            mapped = [(c.workspace_id, c.mapping_id, c.stripe_customer_id, *_row_state(c)) for c in changes]
+            crm.executemany(_WRITE_WORKSPACE, mapped)
             crm.executemany(_WRITE_MEMBERSHIP, [(c.user_id, c.workspace_id, c.role, *_row_state(c)) for c in members])
         written = len(changes) + len(members)
         self._progress("crm", written, written)

@@ -2,8 +2,10 @@
 
 The rules of states, plans and which subscription is in force stand in `simulator.timeline`. Attribution of an event:
 
-- its workspace's mapping in force at `occurred_at`, by `effective_at` (whatever time the CRM learnt of it); a workspace that
-  the CRM never knew: `unmapped_workspace`;
+- its workspace: as sent, else the only one that its user, or the user that its device is known to be, belongs to at
+  `occurred_at` (see `simulator.identity`); the user belongs to several: `ambiguous`; to none: `unmapped_workspace`;
+- that workspace's mapping in force at `occurred_at`, by `effective_at` (whatever time the CRM learnt of it); two at once:
+  `ambiguous`; a workspace that the CRM never knew: `unmapped_workspace`;
 - that customer's plan timeline at `occurred_at`; before the customer's first subscription: `no_subscription`;
 - else `resolved`, also after cancellation (the last plan, billing status canceled).
 
@@ -17,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +136,16 @@ def object_states(world: World) -> pl.DataFrame:
 
 
 def product_events(world: World) -> pl.DataFrame:
-    """One row a unique valid product event, with the attribution it must get."""
-    events = attributed(world.product_records.usage.events, world.workspaces, world.timelines)
+    """One row a unique valid product event, with the workspace that it counts for and the attribution it must get."""
+    events = attributed(world.product_events, world.workspaces, world.timelines)
     resolved = pl.col("outcome") == RESOLVED
+    users = pl.Series(world.product_records.user_ids, dtype=pl.String)
     return events.select(
         world.product_records.event_ids(events).alias("event_id"),
         (pl.col("occurred_at") * 1000).cast(_MOMENT),
-        pl.Series([w.id for w in world.workspaces]).gather(events["workspace"]).alias("workspace_id"),
+        pl.Series([w.id for w in world.workspaces]).gather(events["workspace"]).alias("attributed_workspace_id"),
+        pl.col("source").alias("workspace_source"),
+        users.gather(events["identified"]).alias("identified_user_id"),
         "outcome",
         pl.when(resolved).then("customer_id").alias("stripe_customer_id"),
         *(pl.when(resolved).then(name).alias(name) for name in ("subscription_id", "plan", "billing_status")),
@@ -182,7 +188,10 @@ def counts(world: World) -> dict[str, Any]:
             "membership_changes": len(world.membership_changes),
             "workspaces": len(world.workspaces),
             "unmapped": sum(not w.mapped for w in world.workspaces),
-            "moves": sum(len(w.owners) - 1 for w in world.workspaces),
+            "moves": sum(
+                after is not None is not before for w in world.workspaces for (_, before), (_, after) in pairwise(w.owners)
+            ),
+            "shared": sum(any(owner is None for _, owner in w.owners) for w in world.workspaces),
             "deleted": sum(w.closed is not None for w in world.workspaces),
         },
         "subscriptions": len(world.histories),

@@ -18,6 +18,7 @@ import polars as pl
 
 from simulator.catalogue import FEATURES, PLAN_FEATURES, PLAN_RANK, PLANS, UPGRADE_SIGNALS
 from simulator.chance import below, generator, lookup, mixed, salt, u64, unit
+from simulator.identity import EVERYTHING, IDENTIFY, NO_WORKSPACE, SHARES, People, moves
 from simulator.timeline import PlanInterval
 from simulator.workspaces import Workspace
 
@@ -47,6 +48,7 @@ EVENT_NAMES = (
     "upload_completed",
     "comment_created",
     "link_shared",
+    "identify",
 )
 _NAMES_OF = {
     "playback": ("video_played", "video_played", "video_played", "video_completed"),
@@ -89,14 +91,14 @@ class Usage:
     """All product use as columns.
 
     `records` (sorted by received_at, then event_no): received_at, sent_at, occurred_at (epoch ms), event_no (UInt32),
-    workspace, device (UInt32 indexes), feature, name, malformation (UInt8 indexes). Duplicates share their event_no.
-    `events`: event_no, occurred_at, workspace, device, feature, name: one row a unique valid event.
+    workspace, device, user (UInt32 indexes), told (UInt8: what is said of whose it is, see `identity`), feature (NULL for an
+    identify event), name, malformation (UInt8 indexes). Duplicates share their event_no.
+    `events`: event_no, occurred_at, workspace, device, user, told, feature, name: one row a unique valid event.
     """
 
     records: pl.DataFrame
     events: pl.DataFrame
-    devices: int
-    first_device: tuple[int, ...]
+    people: People
 
 
 def _pools() -> list[list[int]]:
@@ -165,7 +167,7 @@ def segments(
         last = min(workspace.closed or horizon, horizon)
         ends = [since for since, _ in workspace.owners[1:]] + [last]
         for (since, owner), until in zip(workspace.owners, ends, strict=True):
-            timeline = timelines.get(owner, ())
+            timeline = timelines.get(owner, ()) if owner else ()
             first = timeline[0].valid_from if timeline else until
             spans = [(since, min(first, until), "starter", _BEFORE_SUBSCRIBING)]
             spans += [
@@ -200,6 +202,7 @@ def make_usage(
     seed: int,
     workspaces: Sequence[Workspace],
     timelines: Mapping[str, Sequence[PlanInterval]],
+    people: People,
     *,
     start: int,
     days: int,
@@ -217,10 +220,7 @@ def make_usage(
     width = [_at(cumulated, start, s.end) - a for s, a in zip(parts, low, strict=True)]
     total = events + max(len(MALFORMATIONS) - 1, round(events * MALFORMED))
     counts = _counts([s.intensity * w for s, w in zip(parts, width, strict=True)], total)
-    users = [12 + int(rng.lognormvariate(2.0, 0.7)) for _ in workspaces]
-    first_user = [0]
-    for count in users:
-        first_user.append(first_user[-1] + count)
+    users = [end - first for first, end in pairwise(people.first_user)]
     plan = pl.DataFrame(
         {
             "workspace": [s.workspace for s in parts],
@@ -231,11 +231,11 @@ def make_usage(
             "pool": [s.pool for s in parts],
             "rank": [s.rank for s in parts],
             "users": [users[s.workspace] for s in parts],
-            "first_user": [first_user[s.workspace] for s in parts],
+            "first_user": [people.first_user[s.workspace] for s in parts],
         }
     )
     of_row = pl.int_range(len(parts), eager=True).repeat_by(pl.Series(counts)).explode().drop_nulls()
-    drawn = _draw(plan[of_row].with_row_index("event_no"), seed, cumulated, start)
+    drawn = _tell(_draw(plan[of_row].with_row_index("event_no"), seed, cumulated, start), seed, people)
     bad = rng.sample(range(total), total - events)
     kinds = pl.DataFrame({"event_no": bad, "malformation": [1 + i % (len(MALFORMATIONS) - 1) for i in range(len(bad))]})
     kinds = kinds.cast({"event_no": pl.UInt32, "malformation": pl.UInt8})
@@ -244,7 +244,7 @@ def make_usage(
     records = pl.concat([_arrive(drawn, seed), _arrive_again(_arrive(drawn, seed), seed)])
     records = records.sort("received_at", "event_no").rechunk()
     valid = drawn.filter(pl.col("malformation") == 0).drop("malformation")
-    return Usage(records, valid, first_user[-1] * 2, tuple(2 * first for first in first_user[:-1]))
+    return Usage(records, valid, people)
 
 
 def _draw(rows: pl.DataFrame, seed: int, cumulated: Sequence[float], start: int) -> pl.DataFrame:
@@ -285,6 +285,34 @@ def _draw(rows: pl.DataFrame, seed: int, cumulated: Sequence[float], start: int)
     )
 
 
+def _tell(drawn: pl.DataFrame, seed: int, people: People) -> pl.DataFrame:
+    """Where those who moved work since, and what each event says of whose it is: columns `user` and `told` more."""
+    chance, share, number = unit(mixed(pl.col("event_no"), salt(seed, "told"))), 0.0, pl.lit(EVERYTHING)
+    for told, part in SHARES:
+        number = pl.when((chance >= share) & (chance < share + part)).then(pl.lit(told)).otherwise(number)
+        share += part
+    away = (pl.col("occurred_at") >= pl.col("left_ms")) & (pl.col("occurred_at") < pl.col("joined_ms"))
+    partners = pl.DataFrame(list(people.partners.items()), schema={"device": pl.UInt32, "partner": pl.UInt32}, orient="row")
+    moved = moves(people).cast({"user": pl.UInt32, "moved_to": pl.UInt32})
+    identify = pl.col("told") == IDENTIFY
+    other = identify & pl.col("partner").is_not_null() & (below(mixed(pl.col("event_no"), salt(seed, "partner")), 2) == 0)
+    return (
+        drawn.with_columns(user=pl.col("device") // 2)
+        .join(moved, on="user", how="left", maintain_order="left")
+        .join(partners, on="device", how="left", maintain_order="left")
+        .with_columns(told=number.cast(pl.UInt8))
+        .with_columns(
+            # between two workspaces nobody can name one
+            told=pl.when(away & (pl.col("told") == EVERYTHING)).then(pl.lit(NO_WORKSPACE, pl.UInt8)).otherwise("told"),
+            workspace=pl.when(pl.col("occurred_at") >= pl.col("joined_ms")).then("moved_to").otherwise("workspace"),
+            user=pl.when(other).then("partner").otherwise("user"),
+            name=pl.when(identify).then(pl.lit(EVENT_NAMES.index("identify"), pl.UInt8)).otherwise("name"),
+            feature=pl.when(~identify).then("feature"),
+        )
+        .drop("left_ms", "joined_ms", "moved_to", "partner")
+    )
+
+
 def _arrive(drawn: pl.DataFrame, seed: int) -> pl.DataFrame:
     """The first record of each event."""
     number = pl.col("event_no")
@@ -301,6 +329,8 @@ def _arrive(drawn: pl.DataFrame, seed: int) -> pl.DataFrame:
         event_no="event_no",
         workspace="workspace",
         device="device",
+        user="user",
+        told="told",
         feature="feature",
         name="name",
         malformation="malformation",

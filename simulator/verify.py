@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from simulator.attribution import AMBIGUOUS
 from simulator.cells import Compared, compare
 from simulator.marts import KEYS, funnel
 
@@ -18,7 +19,11 @@ Query = Callable[[str], pa.Table]
 
 ACCURACY_WANTED = 0.999
 
-EVENTS = "SELECT event_id, attribution, customer_id, subscription_id, plan, billing_status FROM product.events"
+EVENTS = """
+SELECT event_id, attributed_workspace_id, workspace_source, identified_user_id, attribution, customer_id, subscription_id, plan,
+       billing_status
+FROM product.events
+"""
 VERSIONS = "SELECT event_id FROM billing.event_versions WHERE livemode AND NOT nested"
 HISTORY = """
 SELECT subscription_id, customer_id, status, billing_status, price_id, plan, quantity, cancel_at_period_end,
@@ -95,6 +100,7 @@ def verify(folder: Path, query: Query) -> dict[str, Any]:
             "raw_records": raw["stripe_events"],
         },
         "attribution": attribution,
+        "identity": compare_identity(events, stored),
         "subscription_history": compare_intervals(history, pl.DataFrame(query(HISTORY))),
         # the lake's timeline also breaks where seats change, which the truth does not tell
         "plan_timeline": compare_intervals(timeline, coalesce(pl.DataFrame(query(TIMELINE)), "customer_id")),
@@ -171,6 +177,20 @@ def compare_attribution(true: pl.DataFrame, stored: pl.DataFrame) -> dict[str, A
     }
 
 
+def compare_identity(true: pl.DataFrame, stored: pl.DataFrame) -> dict[str, Any]:
+    """Events that do not say all of whose they are: how many, and how many have another workspace, user or way than the true one.
+
+    Also wrong: one that is ambiguous and not told so, or the other way round. What billing says counts elsewhere.
+    """
+    told = ["attributed_workspace_id", "workspace_source", "identified_user_id"]
+    asked = (pl.col("workspace_source") != "sent").fill_null(value=True) | (pl.col("outcome") == AMBIGUOUS)
+    joined = true.filter(asked).join(stored.unique("event_id", keep="none"), on="event_id", how="left", suffix="_stored")
+    same = pl.all_horizontal([pl.col(c).eq_missing(pl.col(f"{c}_stored")) for c in told])
+    unclear = (pl.col("outcome") == AMBIGUOUS) == (pl.col("attribution") == AMBIGUOUS).fill_null(value=False)
+    outcomes = joined.group_by(pl.coalesce("workspace_source", "outcome").alias("way")).len().sort("way")
+    return {"events": joined.height, "wrong": joined.filter(~(same & unclear)).height, "by_way": dict(outcomes.iter_rows())}
+
+
 def compare_intervals(true: pl.DataFrame, stored: pl.DataFrame) -> dict[str, int]:
     """Intervals that are true, and how many are wrong: true ones not stored exactly so, and stored ones that are not true."""
     stored = stored.select(true.columns).cast(true.schema)
@@ -235,6 +255,8 @@ def _problems(found: dict[str, Any]) -> list[str]:
         for section in ("revenue_ledger", "mrr_movements")
         if found[section]["wrong"]
     ]
+    if wrong := found["identity"]["wrong"]:
+        problems.append(f"identity: {wrong:,} events of another workspace or user than they truly are")
     if wrong := found["object_states"]["wrong"]:
         problems.append(f"object_states: {wrong:,} wrong last states")
     return problems

@@ -1,4 +1,4 @@
-"""Workspaces and the CRM's knowledge of whose they are and who is in them: late, sometimes moved, never entered."""
+"""Workspaces and the CRM's knowledge of whose they are and who is in them: late, sometimes moved, shared, never entered."""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import TYPE_CHECKING
+
+import polars as pl
 
 from simulator.chance import base62
 from simulator.state import Customer
+
+if TYPE_CHECKING:
+    from simulator.identity import Stay
 
 HOUR, DAY = 3_600, 86_400
 ENTERED_LATE = 0.15
 # A poller that reads the present state once a day (or each round of the demo) must see every change.
 BETWEEN_CHANGES = 5 * DAY
-GUESTS = 0.02  # of the users of another workspace's customer
+FIRST, SECOND = "map_1", "map_2"
 
 
 @dataclass(slots=True)
 class Workspace:
-    """A workspace. `owners`: (since epoch seconds, Stripe customer id), in order; `mapped`: the CRM knows it."""
+    """A workspace. `mapped`: the CRM knows it.
+
+    `owners`: (since epoch seconds, Stripe customer id), in order; None while the CRM names two at once.
+    """
 
     id: str
     created: int
-    owners: list[tuple[int, str]]
+    owners: list[tuple[int, str | None]]
     closed: int | None = None
     mapped: bool = True
     entered: datetime = field(default=datetime.min.replace(tzinfo=UTC))
@@ -31,10 +40,14 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class CrmChange:
-    """A row of the CRM as it becomes visible. `effective_at`: since when the mapping (or the deletion) holds."""
+    """A row of the CRM as it becomes visible. `effective_at`: since when the mapping (or the deletion) holds.
+
+    `mapping_id` tells the rows of a workspace apart: a move changes the customer in one, a second one is beside it.
+    """
 
     visible_at: datetime
     workspace_id: str
+    mapping_id: str
     stripe_customer_id: str
     effective_at: datetime
     deleted: bool = False
@@ -77,32 +90,64 @@ def make_workspaces(rng: Random, customers: Sequence[Customer], horizon: int) ->
     changes = []
     for workspace in order:
         workspace.entered = _entered(rng, workspace.created)
-        changes.append(CrmChange(workspace.entered, workspace.id, workspace.owners[0][1], _moment(workspace.created)))
+        owner = workspace.owners[0][1]
+        assert owner
+        changes.append(CrmChange(workspace.entered, workspace.id, FIRST, owner, _moment(workspace.created)))
     movable = [w for w in order if w.entered.timestamp() + BETWEEN_CHANGES + DAY < horizon]
-    moves = max(4, len(order) // 25)
+    moves = max(6, len(order) // 25)
     for number, workspace in enumerate(movable[:moves]):
         for _ in range(2 if number % 4 == 0 else 1):
             move = _move(rng, workspace, customers, horizon)
             if move is not None:
                 changes.append(move)
-    changes += [_close(rng, workspace, horizon) for workspace in movable[moves : moves + few]]
-    changes.sort(key=lambda change: (change.visible_at, change.workspace_id))
+    closed = moves + few
+    changes += [_close(rng, workspace, horizon) for workspace in movable[moves:closed]]
+    for number, workspace in enumerate(movable[closed : closed + moves // 2]):
+        changes += _share(rng, workspace, customers, horizon, handed_over=number % 2 == 0)
+    changes.sort(key=lambda change: (change.visible_at, change.workspace_id, change.mapping_id))
     return workspaces, changes
 
 
-def _move(rng: Random, workspace: Workspace, customers: Sequence[Customer], horizon: int) -> CrmChange | None:
-    """Give the workspace to another customer, some days after its last change became visible."""
+def _next_owner(
+    rng: Random, workspace: Workspace, customers: Sequence[Customer], horizon: int
+) -> tuple[int, str] | tuple[None, None]:
+    """Another customer, and when it gets the workspace: some days after the last change became visible."""
     earliest = int(workspace.entered.timestamp()) + BETWEEN_CHANGES
     if earliest >= horizon:
-        return None
+        return None, None
     at = rng.randint(earliest, min(horizon - 1, earliest + 20 * DAY))
     others = [c.id for c in customers if c.created + DAY < at and c.id != workspace.owners[-1][1]]
-    if not others:
+    return (at, rng.choice(others)) if others else (None, None)
+
+
+def _move(rng: Random, workspace: Workspace, customers: Sequence[Customer], horizon: int) -> CrmChange | None:
+    """Give the workspace to another customer."""
+    at, owner = _next_owner(rng, workspace, customers, horizon)
+    if at is None or owner is None:
         return None
-    owner = rng.choice(others)
     workspace.owners.append((at, owner))
     workspace.entered = _entered(rng, at)
-    return CrmChange(workspace.entered, workspace.id, owner, _moment(at))
+    return CrmChange(workspace.entered, workspace.id, FIRST, owner, _moment(at))
+
+
+def _share(
+    rng: Random, workspace: Workspace, customers: Sequence[Customer], horizon: int, *, handed_over: bool
+) -> list[CrmChange]:
+    """Enter a second mapping beside the first; after some days one of the two ends (handed over: the first), if there is time."""
+    first = workspace.owners[0][1]
+    at, second = _next_owner(rng, workspace, customers, horizon)
+    if at is None or second is None or first is None:
+        return []
+    workspace.owners.append((at, None))
+    workspace.entered = _entered(rng, at)
+    changes = [CrmChange(workspace.entered, workspace.id, SECOND, second, _moment(at))]
+    end = int(workspace.entered.timestamp()) + rng.randint(BETWEEN_CHANGES, 3 * BETWEEN_CHANGES)
+    if end < horizon:
+        row, gone, left = (FIRST, first, second) if handed_over else (SECOND, second, first)
+        workspace.owners.append((end, left))
+        workspace.entered = _entered(rng, end)
+        changes.append(CrmChange(workspace.entered, workspace.id, row, gone, _moment(end), deleted=True))
+    return changes
 
 
 def _close(rng: Random, workspace: Workspace, horizon: int) -> CrmChange:
@@ -110,34 +155,24 @@ def _close(rng: Random, workspace: Workspace, horizon: int) -> CrmChange:
     at = rng.randint(int(workspace.entered.timestamp()) + BETWEEN_CHANGES, horizon)
     workspace.closed = at
     workspace.entered = _moment(at) + timedelta(seconds=rng.randint(2, 300))
-    return CrmChange(workspace.entered, workspace.id, workspace.owners[-1][1], _moment(at), deleted=True)
+    owner = workspace.owners[-1][1]
+    assert owner
+    return CrmChange(workspace.entered, workspace.id, FIRST, owner, _moment(at), deleted=True)
 
 
 def make_memberships(
-    rng: Random, workspaces: Sequence[Workspace], members: Sequence[Sequence[str]], horizon: int
+    rng: Random, workspaces: Sequence[Workspace], user_ids: Sequence[str], stays: Sequence[Stay]
 ) -> list[MembershipChange]:
-    """The changes of who belongs to which workspace, sorted by when they become visible.
-
-    members: user ids of each workspace; they belong to it from its creation to its closing. A few are guests of a second one
-    for some days, in which the user alone does not tell the workspace.
-    """
+    """The changes of who belongs to which workspace, sorted by when they become visible: some late, as mappings are."""
     changes = []
-    for workspace, users in zip(workspaces, members, strict=True):
-        for number, user in enumerate(users):
-            role = "owner" if number == 0 else "admin" if number < 3 else "member"
-            changes.append(_membership(rng, user, workspace.id, role, workspace.created))
-            if workspace.closed is not None:
-                changes.append(_membership(rng, user, workspace.id, role, workspace.closed, deleted=True))
-    everyone = [(user, home) for home, users in enumerate(members) for user in users]
-    for user, home in rng.sample(everyone, max(1, round(len(everyone) * GUESTS))):
-        host = workspaces[(home + 1) % len(workspaces)]
-        earliest = max(host.created, workspaces[home].created) + BETWEEN_CHANGES
-        if host.id != workspaces[home].id and earliest + BETWEEN_CHANGES + DAY < min(host.closed or horizon, horizon):
-            begin = rng.randint(earliest, min(host.closed or horizon, horizon) - BETWEEN_CHANGES - 1)
-            changes.append(_membership(rng, user, host.id, "guest", begin))
-            changes.append(_membership(rng, user, host.id, "guest", begin + BETWEEN_CHANGES, deleted=True))
+    for stay in stays:
+        told = user_ids[stay.user], workspaces[stay.workspace].id, stay.role
+        changes.append(MembershipChange(_entered(rng, stay.start), *told, _moment(stay.start)))
+        if stay.end is not None:
+            changes.append(MembershipChange(_entered(rng, stay.end), *told, _moment(stay.end), deleted=True))
     return sorted(changes, key=lambda change: (change.visible_at, change.user_id, change.workspace_id))
 
 
-def _membership(rng: Random, user: str, workspace: str, role: str, at: int, *, deleted: bool = False) -> MembershipChange:
-    return MembershipChange(_moment(at + rng.randint(2, 300)), user, workspace, role, _moment(at), deleted)
+def sorted_key(group: pl.Series, ms: pl.Series) -> pl.Series:
+    """One sortable number of a group and a time (epoch ms stay below 2**42 until the year 2109)."""
+    return group.cast(pl.Int64) * (1 << 42) + ms

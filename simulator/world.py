@@ -13,6 +13,7 @@ from simulator.billing import Desk, change_subscription, tell_subscription
 from simulator.catalogue import PRICES, PRODUCTS, price_id
 from simulator.chance import base62, generator
 from simulator.events import Delivery, EventLog, Money, StripeEvent, disorder_ids, schedule
+from simulator.identity import make_people, placed
 from simulator.lives import BEGINNINGS, Life, next_period
 from simulator.metering import UsageBill, bill_usage, metered_use
 from simulator.payloads import ProductRecords
@@ -62,7 +63,8 @@ class WorldConfig:
 class World:
     """A world: what is sent (deliveries, the changes of the CRM, `product_records`) and what is true (the rest).
 
-    `start`, `end`: UTC; `end` includes the tail of late deliveries. `stripe_events` are in true order.
+    `start`, `end`: UTC; `end` includes the tail of late deliveries. `product_events`: the unique valid ones and where they count
+    (see `identity.placed`); `stripe_events` are in true order.
     `histories`: by subscription id; `timelines`: by Stripe customer id; `money`: what was billed and what cash moved; `metered`:
     what was used of what is billed by use (see `metering.metered_use`), `usage_bills`: what of it was invoiced.
     """
@@ -74,6 +76,7 @@ class World:
     crm_changes: list[CrmChange]
     membership_changes: list[MembershipChange]
     product_records: ProductRecords
+    product_events: pl.DataFrame
     stripe_events: list[StripeEvent]
     workspaces: list[Workspace]
     histories: dict[str, list[StateInterval]]
@@ -97,17 +100,20 @@ def build_world(config: WorldConfig) -> World:
     histories, timelines = _truth(lives)
     customers = [life.customer for life in lives]
     workspaces, changes = make_workspaces(generator(config.seed, "workspaces"), customers, horizon)
-    usage = make_usage(config.seed, workspaces, timelines, start=start, days=config.days, events=config.product_events)
+    people = make_people(generator(config.seed, "people"), workspaces, horizon)
+    span = {"start": start, "days": config.days, "events": config.product_events}
+    usage = make_usage(config.seed, workspaces, timelines, people, **span)
     records = ProductRecords(usage, [workspace.id for workspace in workspaces], config.seed)
-    metered = metered_use(records, workspaces, [customer.id for customer in customers])
+    product_events = placed(usage.events, usage.records, people)
+    metered = metered_use(records, product_events, workspaces, [customer.id for customer in customers])
     usage_bills = bill_usage(log, config.seed, (sub for life in lives for sub in life.subscriptions), timelines, metered)
     events = sorted(log.events, key=lambda event: (event.created, event.order))
     disorder_ids(events)
     deliveries = schedule(events, generator(config.seed, "deliveries"), start, horizon, int(end.timestamp()))
-    memberships = make_memberships(generator(config.seed, "memberships"), workspaces, records.members(), horizon)
+    memberships = make_memberships(generator(config.seed, "memberships"), workspaces, records.user_ids, people.stays)
     return World(
-        config, config.start.astimezone(UTC), end, deliveries, changes, memberships, records, events, workspaces, histories,
-        timelines, log.money, metered, usage_bills,
+        config, config.start.astimezone(UTC), end, deliveries, changes, memberships, records, product_events, events, workspaces,
+        histories, timelines, log.money, metered, usage_bills,
     )  # fmt: skip
 
 

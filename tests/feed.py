@@ -12,7 +12,7 @@ from lakehouse.append import append_rows
 from lakehouse.lake import Lake
 from lakehouse.positions import NUMBERED_HERE, vector_of
 from lakehouse.queries import connect, query
-from simulator.workspaces import CrmChange
+from simulator.workspaces import CrmChange, MembershipChange
 from tests.cases.stripe import event
 from writers.records import RAW_SCHEMA, received_by_kafka
 from writers.stripe import with_envelope
@@ -62,7 +62,14 @@ def feed_crm_rows(lake: Lake, changes: list[CrmChange]) -> None:
     """The CRM's mappings as they become visible."""
     said = {"workspace_id": [c.workspace_id for c in changes], "customer_id": [c.stripe_customer_id for c in changes]}
     states = [(c.effective_at.isoformat(), c.visible_at.isoformat(), c.deleted) for c in changes]
-    _crm_versions(lake, "raw.crm_workspaces", "crm", said | {"mapping_id": [None] * len(changes)}, states)
+    _crm_versions(lake, "raw.crm_workspaces", "crm", said | {"mapping_id": [c.mapping_id for c in changes]}, states)
+
+
+def feed_memberships(lake: Lake, changes: list[MembershipChange]) -> None:
+    """The CRM's memberships as they become visible."""
+    said = {c: [getattr(change, c) for change in changes] for c in ("user_id", "workspace_id", "role")}
+    states = [(c.effective_at.isoformat(), c.visible_at.isoformat(), c.deleted) for c in changes]
+    _crm_versions(lake, "raw.crm_memberships", "members", said, states)
 
 
 def feed_product(lake: Lake, *events: dict[str, Any] | bytes | None, received: str, topic: str = "product") -> None:

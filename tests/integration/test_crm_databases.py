@@ -53,7 +53,7 @@ class Database:
 
     def put(self, workspace: str, customer: str | None, updated: datetime, *, deleted: bool = False) -> None:
         self.run(
-            "INSERT INTO workspaces VALUES (:w, :c, :u, :u, :d) ON CONFLICT (workspace_id) DO UPDATE SET "
+            "INSERT INTO workspaces VALUES (:w, 'm', :c, :u, :u, :d) ON CONFLICT (workspace_id, mapping_id) DO UPDATE SET "
             "stripe_customer_id = excluded.stripe_customer_id, effective_at = excluded.effective_at, "
             "updated_at = excluded.updated_at, deleted = excluded.deleted",
             w=workspace,
@@ -66,8 +66,8 @@ class Database:
         """The tables of catalog/reference/crm.yaml."""
         when = TIMES[self.kind]
         self.run(
-            f"CREATE TABLE workspaces (workspace_id TEXT PRIMARY KEY, stripe_customer_id TEXT, effective_at {when}, "
-            f"updated_at {when}, deleted BOOLEAN)"
+            f"CREATE TABLE workspaces (workspace_id TEXT, mapping_id TEXT, stripe_customer_id TEXT, effective_at {when}, "
+            f"updated_at {when}, deleted BOOLEAN, PRIMARY KEY (workspace_id, mapping_id))"
         )
         self.run(
             f"CREATE TABLE memberships (user_id TEXT, workspace_id TEXT, role TEXT, effective_at {when}, updated_at {when}, "
@@ -221,7 +221,7 @@ def test_a_transaction_that_is_open_during_a_poll_is_read_by_the_next(lake: Lake
     poll(lake, postgresql, START + timedelta(minutes=1))
     with postgresql.engine.connect() as writer:
         values = {"u": START + timedelta(minutes=2)}
-        writer.execute(sa.text("INSERT INTO workspaces VALUES ('ws_2', 'cus_2', :u, :u, false)"), values)
+        writer.execute(sa.text("INSERT INTO workspaces VALUES ('ws_2', 'm', 'cus_2', :u, :u, false)"), values)
         postgresql.put("ws_3", "cus_3", START + timedelta(minutes=40))
         assert poll(lake, postgresql, START + timedelta(minutes=41)) == 1
         writer.commit()
@@ -385,7 +385,7 @@ def test_names_and_what_is_left_out_are_declared_in_one_place(mapped: Callable[.
 
 def test_postgresql_times_of_any_zone_and_beyond_any_calendar(lake: Lake, postgresql: Database) -> None:
     postgresql.tables()
-    put = "INSERT INTO workspaces VALUES (:w, 'cus', :e, '2026-01-01T00:00:00Z', false)"
+    put = "INSERT INTO workspaces VALUES (:w, 'm', 'cus', :e, '2026-01-01T00:00:00Z', false)"
     spelled = {"east": "2026-01-01T05:30:00.123456+05:30", "since ever": "-infinity", "far": "20000-01-01", "bc": "0044-03-15 BC"}
     for name, text in spelled.items():
         postgresql.run(put.replace(":e", f"'{text}'"), w=name)
@@ -398,7 +398,7 @@ def test_postgresql_times_of_any_zone_and_beyond_any_calendar(lake: Lake, postgr
 
 def test_sqlite_times_in_any_spelling(lake: Lake, sqlite: Database) -> None:
     sqlite.tables()
-    put = "INSERT INTO workspaces VALUES (:w, 'cus', :t, :t, :d)"
+    put = "INSERT INTO workspaces VALUES (:w, 'm', 'cus', :t, :t, :d)"
     same = [
         "2026-01-01T00:00:00Z",
         "2026-01-01 00:00:00+00:00",
@@ -425,17 +425,17 @@ def test_sqlite_times_in_any_spelling(lake: Lake, sqlite: Database) -> None:
 
 
 def test_of_rows_with_one_key_the_last_written_counts(lake: Lake, sqlite: Database, caplog: pytest.LogCaptureFixture) -> None:
-    sqlite.run("CREATE TABLE workspaces (workspace_id, stripe_customer_id, effective_at, updated_at, deleted)")
+    sqlite.run("CREATE TABLE workspaces (workspace_id, mapping_id, stripe_customer_id, effective_at, updated_at, deleted)")
     for hour in (2, 5, 3):
         at = START + hour * HOUR
-        sqlite.run("INSERT INTO workspaces VALUES ('ws_1', :c, :t, :t, 0)", c=f"cus_{hour}", t=at)
+        sqlite.run("INSERT INTO workspaces VALUES ('ws_1', 'm', :c, :t, :t, 0)", c=f"cus_{hour}", t=at)
     assert [poll(lake, sqlite, START + n * HOUR) for n in (6, 7, 40)] == [1, 0, 0]
     assert stored(lake) == [("ws_1", "cus_5", False)]
     assert "several rows with one workspace_id" in caplog.text
 
 
 def test_a_crm_that_is_wrong(lake: Lake, crm: Database, tmp_path: Path) -> None:
-    crm.run("INSERT INTO workspaces VALUES ('ws', 'cus', NULL, NULL, NULL)")
+    crm.run("INSERT INTO workspaces VALUES ('ws', 'm', 'cus', NULL, NULL, NULL)")
     with pytest.raises(Terminal, match=r"no row of the CRM's workspaces can be used \(no_effective_at\)"):
         poll(lake, crm, START)
     crm.run("ALTER TABLE workspaces RENAME COLUMN deleted TO gone")

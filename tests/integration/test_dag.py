@@ -185,8 +185,8 @@ def fill(services: Services) -> None:
     path = Path(services.crm_url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True)
     with sqlite3.connect(path) as crm:
-        crm.execute("CREATE TABLE workspaces (workspace_id, stripe_customer_id, effective_at, updated_at, deleted)")
-        crm.execute("INSERT INTO workspaces VALUES ('ws_1', 'cus_1', '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z', 0)")
+        crm.execute("CREATE TABLE workspaces (workspace_id, mapping_id, stripe_customer_id, effective_at, updated_at, deleted)")
+        crm.execute("INSERT INTO workspaces VALUES ('ws_1', 'm', 'cus_1', '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z', 0)")
         crm.execute("CREATE TABLE memberships (user_id, workspace_id, role, effective_at, updated_at, deleted)")
         crm.execute("INSERT INTO memberships VALUES ('u', 'ws_1', NULL, '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z', 0)")
 

@@ -20,7 +20,7 @@ from lakehouse.runner import Report, run
 from lakehouse.settings import ROOT, Settings
 from lakehouse.transforms import Inputs, load_transforms, upstream
 from simulator.world import World, WorldConfig, build_world
-from tests.feed import feed_crm_rows, feed_payloads, feed_stripe, feed_webhooks, rows
+from tests.feed import feed_crm_rows, feed_memberships, feed_payloads, feed_stripe, feed_webhooks, rows
 
 
 def make(path: Path) -> Lake:
@@ -77,6 +77,7 @@ def feed(lake: Lake, world: World, upto: dict[str, tuple[datetime, datetime]]) -
     feed_webhooks(lake, [d.body for d in due], [datetime.fromtimestamp(d.deliver_at, UTC) for d in due])
     first, last = upto["crm"][0].timestamp(), upto["crm"][1].timestamp()
     feed_crm_rows(lake, [c for c in world.crm_changes if first <= c.visible_at.timestamp() < last])
+    feed_memberships(lake, [c for c in world.membership_changes if first <= c.visible_at.timestamp() < last])
     for table in world.product_records.slices(*(round(t.timestamp() * 1000) for t in upto["product"])):
         received = [datetime.fromtimestamp(ms / 1000, UTC) for ms in table["received_at"].to_pylist()]
         feed_payloads(lake, table["payload"].to_pylist(), received)

@@ -42,6 +42,7 @@ def built(world: World, received_until: datetime) -> dict[str, pa.Table]:
         event_id=world.product_records.event_ids(events),
         occurred_at=(pl.col("occurred_at") * 1000).cast(pl.Datetime("us", "UTC")),
         user_id=pl.col("user").cast(pl.String),
+        workspace_id=pl.when("sent").then("workspace_id"),
         session_id=pl.col("session").struct.json_encode(),
         attribution="outcome",
         account=pl.lit("platform"),

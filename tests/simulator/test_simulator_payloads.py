@@ -19,6 +19,7 @@ PRODUCT_KEYS = keys(
     """event_id event_name schema_version occurred_at sent_at workspace_id user_id anonymous_id session_id feature platform
     app_version country ip user_agent properties context"""
 )
+NOT_ALWAYS = {"workspace_id", "user_id", "feature"}
 
 
 def test_stripe_bodies_have_the_keys_of_real_ones(world):
@@ -65,7 +66,9 @@ def strictly(payload: bytes, received_at: int) -> dict | None:
         event = json.loads(payload)
         occurred = datetime.fromisoformat(event["occurred_at"])
         age = received_at - occurred.timestamp() * 1000
-        valid = occurred.tzinfo is not None and -600_000 < age < 30 * 86_400_000 and isinstance(event["workspace_id"], str)
+        valid = (
+            occurred.tzinfo is not None and -600_000 < age < 30 * 86_400_000 and isinstance(event.get("workspace_id", ""), str)
+        )
         return event if valid and event["event_id"] else None
     except (ValueError, KeyError, TypeError):
         return None
@@ -86,15 +89,23 @@ def test_product_records_are_sorted_and_sliced_without_loss(world, records):
 
 def test_product_payloads_are_complete_and_as_large_as_real_ones(records, good):
     assert 730 < records["payload"].bin.size().mean() < 830
-    extra = Counter()
+    extra, said = Counter(), Counter()
     for _, key, event in good:
-        assert set(event) >= PRODUCT_KEYS
+        assert set(event) >= PRODUCT_KEYS - NOT_ALWAYS
         extra.update(set(event) - PRODUCT_KEYS)
-        assert event["workspace_id"].encode() == key
+        assert event.get("workspace_id", event["anonymous_id"]).encode() == key
+        said[tuple(sorted(NOT_ALWAYS & set(event))), event["event_name"] == "identify"] += 1
         assert event["occurred_at"] <= event["sent_at"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["occurred_at"])
     assert set(extra) == {"experiment", "referrer"}
     assert 0.005 < extra.total() / len(good) < 0.02
+    shares = {what: round(number / len(good), 2) for what, number in said.items()}
+    assert shares == {
+        (("feature", "user_id", "workspace_id"), False): 0.92,
+        (("feature", "user_id"), False): 0.04,
+        (("feature",), False): 0.03,
+        (("user_id",), True): 0.01,
+    }
 
 
 def test_product_payloads_do_not_compress_away(records):
@@ -123,7 +134,7 @@ def test_product_events_are_late_and_doubled_as_said(good):
 
 def test_nothing_is_received_more_than_72_hours_late():
     numbers = pl.int_range(300_000, eager=True, dtype=pl.UInt32)
-    columns = dict.fromkeys(("occurred_at", "workspace", "device", "feature", "name", "malformation"), 0)
+    columns = dict.fromkeys(("occurred_at", "workspace", "device", "user", "told", "feature", "name", "malformation"), 0)
     drawn = pl.DataFrame({"event_no": numbers}).with_columns(**{name: pl.lit(zero) for name, zero in columns.items()})
     arrived = _arrive(drawn, seed=1)
     for received in (arrived["received_at"], _arrive_again(arrived, seed=1)["received_at"]):
@@ -142,9 +153,9 @@ def test_upgrades_follow_attempts_at_what_the_next_plan_sells(world, good):
     first_upgrade = {customer: upgrades(timeline)[0] for customer, timeline in world.timelines.items() if upgrades(timeline)}
     counted = Counter()  # (within the week before the upgrade, an attempt at what is sold by the next plan)
     for _, _, event in good:
-        upgraded_at, plan = first_upgrade.get(owner.get(event["workspace_id"]), (0, ""))
+        upgraded_at, plan = first_upgrade.get(owner.get(event.get("workspace_id")), (0, ""))
         at = datetime.fromisoformat(event["occurred_at"]).timestamp()
-        if at < upgraded_at:
+        if at < upgraded_at and "feature" in event:
             attempt = event["event_name"] == "feature_attempted" and event["feature"] in UPGRADE_SIGNALS[plan]
             counted[at >= upgraded_at - 7 * 86_400, attempt] += 1
     lift = counted[True, True] / (counted[True, True] + counted[True, False])

@@ -144,17 +144,17 @@ def test_webhooks_arrive_at_most_a_burst_after_their_time_and_never_before(small
 def test_the_crm_holds_the_present_state_only(world, receiver, tmp_path):
     with make_player(world, tmp_path, receiver, Topic()) as player:
         written = sum(player._write_crm(each) for each in player.rounds(10))
-    last = {change.workspace_id: change for change in world.crm_changes}
+    last = {(change.workspace_id, change.mapping_id): change for change in world.crm_changes}
     assert written == len(world.crm_changes) + len(world.membership_changes)
     assert len(world.crm_changes) > len(last)
     with sqlite3.connect(tmp_path / "crm.db") as crm:
         rows = crm.execute(
-            "SELECT workspace_id, stripe_customer_id, effective_at, updated_at, deleted FROM workspaces"
+            "SELECT workspace_id, mapping_id, stripe_customer_id, effective_at, updated_at, deleted FROM workspaces"
         ).fetchall()
-    assert {row[0]: row[1:] for row in rows} == {
+    assert {row[:2]: row[2:] for row in rows} == {
         w: (c.stripe_customer_id, c.effective_at.isoformat(), c.visible_at.isoformat(), int(c.deleted)) for w, c in last.items()
     }
-    assert all(row[3].endswith("+00:00") for row in rows)
+    assert all(row[4].endswith("+00:00") for row in rows)
     holding = {(c.user_id, c.workspace_id): c for c in world.membership_changes}
     with sqlite3.connect(tmp_path / "crm.db") as crm:
         found = crm.execute("SELECT user_id, workspace_id, role, updated_at, deleted FROM memberships").fetchall()

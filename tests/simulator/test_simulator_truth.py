@@ -2,14 +2,16 @@
 
 import json
 from collections import defaultdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from random import Random
 
 import polars as pl
 import pytest
 
+from simulator.attribution import attributed
 from simulator.catalogue import PLAN_RANK
+from simulator.identity import IDENTIFY, LOOKBACK_MS, ONLY_DEVICE
 from simulator.timeline import STATUS_CLASS, StateInterval, plan_timeline
 from simulator.truth import KNOWN_OBJECTS, counts
 from simulator.world import WorldConfig, build_world
@@ -20,7 +22,8 @@ HISTORY = [
     "cancel_at_period_end", "pause_collection", "valid_from", "valid_to",
 ]  # fmt: skip
 EVENTS = [
-    "event_id", "occurred_at", "workspace_id", "outcome", "stripe_customer_id", "subscription_id", "plan", "billing_status",
+    "event_id", "occurred_at", "attributed_workspace_id", "workspace_source", "identified_user_id", "outcome",
+    "stripe_customer_id", "subscription_id", "plan", "billing_status",
 ]  # fmt: skip
 
 
@@ -70,8 +73,17 @@ def test_ended_subscriptions_stay_canceled(truth):
     assert (ended["billing_status"] == "canceled").all()
 
 
+def _in_force(changes, at, row, value):
+    """What the CRM's rows say at a time: each row its last version that took effect by then, unless that is a deletion."""
+    last = {}
+    for change in changes:
+        if change.effective_at <= at and (row(change) not in last or last[row(change)].effective_at < change.effective_at):
+            last[row(change)] = change
+    return {value(change) for change in last.values() if not change.deleted}
+
+
 def _oracle(world):
-    """(workspace id, moment) -> attribution, from the events' payloads and the CRM's changes alone, by plain search."""
+    """(event as sent, moment) -> attribution, from the events' payloads and the CRM's changes alone, by plain search."""
     states = defaultdict(lambda: defaultdict(list))
     for event in world.stripe_events:  # in true order
         obj = event.data["object"]
@@ -79,14 +91,38 @@ def _oracle(world):
             status = "canceled" if obj["status"] == "incomplete_expired" else obj["status"]
             plan = obj["items"]["data"][0]["price"]["id"].split("_")[1]
             states[obj["customer"]][obj["id"]].append((event.created, status, plan))
-    owners = defaultdict(list)
+    mappings, memberships = defaultdict(list), defaultdict(list)
     for change in world.crm_changes:
-        owners[change.workspace_id].append((change.effective_at, change.stripe_customer_id))
+        mappings[change.workspace_id].append(change)
+    for change in world.membership_changes:
+        memberships[change.user_id].append(change)
+    identified = defaultdict(list)
+    for event, at in _valid(world).values():
+        if event["event_name"] == "identify":
+            identified[event["anonymous_id"]].append((at, event["user_id"]))
 
-    def attribute(workspace_id: str, at: datetime) -> tuple:
-        if workspace_id not in owners:
-            return ("unmapped_workspace", None, None, None, None)
-        customer = max((since, owner) for since, owner in owners[workspace_id] if since <= at)[1]
+    def user_of(anonymous_id: str, at: datetime) -> str | None:
+        said = sorted(identified[anonymous_id])
+        before = [user for since, user in said if since <= at]
+        soon = [user for since, user in said[:1] if since - timedelta(days=30) <= at]
+        return before[-1] if before else soon[0] if soon else None
+
+    def attribute(event: dict, at: datetime) -> tuple:
+        workspaces, source, identified_user = {event.get("workspace_id")}, "sent", None
+        if "workspace_id" not in event:
+            identified_user = None if "user_id" in event else user_of(event["anonymous_id"], at)
+            source = "membership" if "user_id" in event else "identity"
+            known = memberships[event.get("user_id", identified_user)]
+            workspaces = _in_force(known, at, lambda c: c.workspace_id, lambda c: c.workspace_id)
+        if len(workspaces) != 1:
+            outcome = "ambiguous" if workspaces else "unmapped_workspace"
+            return (None, None, identified_user, outcome, None, None, None, None)
+        (workspace,) = workspaces
+        found = workspace, source, identified_user
+        owners = _in_force(mappings[workspace], at, lambda c: c.mapping_id, lambda c: c.stripe_customer_id)
+        if len(owners) != 1:
+            return (*found, "ambiguous" if owners else "unmapped_workspace", None, None, None, None)
+        (customer,) = owners
         running = []
         for subscription_id, versions in states[customer].items():
             upto = [v for v in versions if v[0] <= at.timestamp()]
@@ -94,20 +130,48 @@ def _oracle(world):
                 _, status, plan = upto[-1]
                 standing = (-STATUS_CLASS.index(status), PLAN_RANK[plan], versions[0][0], subscription_id)
                 running.append((standing, (customer, subscription_id, plan, status)))
-        return ("resolved", *max(running)[1]) if running else ("no_subscription", None, None, None, None)
+        return (*found, "resolved", *max(running)[1]) if running else (*found, "no_subscription", None, None, None, None)
 
     return attribute
+
+
+def _valid(world):
+    """{event id: (event as sent, when)} of the records that are no malformed ones."""
+    good = world.product_records.usage.records["malformation"] == 0
+    payloads = [p for table in world.product_records.slices() for p in table["payload"].to_pylist()]
+    events = [json.loads(p) for p, valid in zip(payloads, good, strict=True) if valid]
+    return {e["event_id"]: (e, datetime.fromisoformat(e["occurred_at"])) for e in events}
 
 
 def test_attribution_is_what_a_search_through_the_payloads_finds(world, truth):
     frame = pl.read_parquet(truth / "product_events.parquet")
     assert frame.columns == EVENTS
-    attribute = _oracle(world)
+    attribute, sent = _oracle(world), _valid(world)
     rows = frame.rows()
-    rare = [r for r in rows if r[3] != "resolved" or r[7] not in ("active", "trialing")]
-    for _, occurred_at, workspace_id, *attributed in Random(1).sample(rows, 500) + Random(2).sample(rare, min(500, len(rare))):
-        assert tuple(attributed) == attribute(workspace_id, occurred_at), (workspace_id, occurred_at)
-    assert set(frame["outcome"]) == {"resolved", "unmapped_workspace", "no_subscription"}
+    rare = [r for r in rows if r[5] != "resolved" or r[9] not in ("active", "trialing") or r[3] != "sent"]
+    for event_id, occurred_at, *told in Random(1).sample(rows, 500) + rare:
+        assert tuple(told) == attribute(sent[event_id][0], occurred_at), sent[event_id]
+    assert set(frame["outcome"]) == {"resolved", "unmapped_workspace", "no_subscription", "ambiguous"}
+    assert set(frame["workspace_source"]) == {"sent", "membership", "identity", None}
+
+
+def test_identity_is_hard_in_every_way():
+    """Users who moved, are between two workspaces or in two; devices known only later, never, or by two users."""
+    world = build_world(WorldConfig(customers=100, product_events=60_000))
+    events = attributed(world.product_events, world.workspaces, world.timelines)
+    people = world.product_records.usage.people
+    homes = [place for place, (start, end) in enumerate(pairwise(people.first_user)) for _ in range(start, end)]
+    home = pl.Series(homes, dtype=pl.UInt32).gather(events["user"])
+    assert events.filter((pl.col("source") == "membership") & (pl.col("workspace") != home)).height > 0
+    assert events.filter("several").height > 0
+    assert events.filter((pl.col("told") == ONLY_DEVICE) & pl.col("identified").is_null()).height > 0
+    assert events.filter((pl.col("source") == "identity") & (pl.col("identified") != pl.col("user"))).height > 0
+    first = events.filter(pl.col("told") == IDENTIFY).group_by("device").agg(pl.col("occurred_at").min().alias("first"))
+    early = events.filter(pl.col("source") == "identity").join(first, on="device").filter(pl.col("occurred_at") < pl.col("first"))
+    assert early.height > 10
+    assert early.filter(pl.col("first") - pl.col("occurred_at") > LOOKBACK_MS).is_empty()
+    shared = [place for place, w in enumerate(world.workspaces) if any(owner is None for _, owner in w.owners)]
+    assert events.filter(pl.col("workspace").is_in(shared), pl.col("outcome") == "ambiguous").height > 10
 
 
 def test_attribution_follows_moves_and_overlaps(world):

@@ -274,6 +274,7 @@ def test_the_crm_learns_late_and_never_twice_within_days(world):
         by_workspace[change.workspace_id].append(change)
     for own in by_workspace.values():
         for before, after in pairwise(own):
+            assert after.mapping_id in (before.mapping_id, "map_2") or after.deleted
             assert (after.visible_at - before.visible_at).total_seconds() >= 5 * DAY
             assert after.effective_at > before.effective_at
     assert sum(len({c.stripe_customer_id for c in own}) > 1 for own in by_workspace.values()) >= 4
@@ -282,24 +283,60 @@ def test_the_crm_learns_late_and_never_twice_within_days(world):
     assert sum(not w.mapped for w in world.workspaces) >= 2
 
 
+def test_the_crm_names_two_customers_of_some_workspaces_for_some_days(world):
+    rows = defaultdict(dict)
+    for change in world.crm_changes:
+        rows[change.workspace_id].setdefault(change.mapping_id, []).append(change)
+    several = [mappings for mappings in rows.values() if len(mappings) > 1]
+    assert len(several) >= 2
+    for first, second in (mappings.values() for mappings in several):
+        assert first[0].stripe_customer_id != second[0].stripe_customer_id
+        ends = [c for c in (*first, *second) if c.deleted]
+        assert len(ends) <= 1
+        assert all(c.effective_at > second[0].effective_at for c in ends)
+    ended = {c.mapping_id for mappings in several for row in mappings.values() for c in row if c.deleted}
+    assert "map_1" in ended
+
+
 def test_every_user_belongs_to_the_workspace_it_works_in_and_a_few_are_guests_of_another(world):
-    """So that the workspace of an event can be told from its user, except while that one is a guest elsewhere."""
+    """So that the workspace of an event can be told from its user, except while that one is a guest elsewhere or between two."""
     changes = world.membership_changes
     assert changes == sorted(changes, key=lambda c: (c.visible_at, c.user_id, c.workspace_id))
     assert all(c.effective_at < c.visible_at < world.end for c in changes)
+    late = sum((c.visible_at - c.effective_at).total_seconds() >= 3600 for c in changes) / len(changes)
+    assert 0.08 < late < 0.22
     created = {w.id: w.created for w in world.workspaces}
-    home = {c.user_id: c.workspace_id for c in changes if not c.deleted and c.role != "guest"}
-    assert all(c.effective_at.timestamp() == created[c.workspace_id] for c in changes if not c.deleted and c.role != "guest")
+    began, ended = defaultdict(dict), defaultdict(dict)
+    for change in sorted(changes, key=lambda c: c.effective_at):
+        (ended if change.deleted else began)[change.user_id][change.workspace_id] = change
+    for user, there in began.items():
+        home, *away = there.values()
+        assert home.effective_at.timestamp() == created[home.workspace_id]
+        for other in away:
+            end = ended[user].get(home.workspace_id)
+            assert (other.role == "guest") == (end is None)
+            assert end is None or end.effective_at <= other.effective_at
+    kinds = Counter(c.role == "guest" for there in began.values() for c in list(there.values())[1:])
+    assert 0.01 < kinds[True] / len(began) < 0.04
+    assert 0.01 < kinds[False] / len(began) < 0.05
     events = [json.loads(p) for t in world.product_records.slices(rows=2_000) for p in t["payload"].to_pylist()[:200] if _good(p)]
     assert len(events) > 500
-    assert all(home[e["user_id"]] == e["workspace_id"] for e in events)
-    guests = {c.user_id for c in changes if c.role == "guest"}
-    assert 0.005 < len(guests) / len(home) < 0.03
-    assert all(c.workspace_id != home[c.user_id] for c in changes if c.role == "guest")
+    for event in events:
+        at, said = datetime.fromisoformat(event["occurred_at"]), began[event["user_id"]][event["workspace_id"]]
+        assert said.role != "guest"
+        assert said.effective_at <= at
+        end = ended[event["user_id"]].get(event["workspace_id"])
+        assert end is None or at < end.effective_at
 
 
 def _good(payload):
+    """Whether it names a workspace and a user, and is no malformed record."""
     try:
-        return isinstance(json.loads(payload)["workspace_id"], str)
+        event = json.loads(payload)
+        return (
+            isinstance(event["workspace_id"], str)
+            and bool(event["user_id"])
+            and datetime.fromisoformat(event["occurred_at"]).tzinfo
+        )
     except (ValueError, LookupError, TypeError):
         return False
