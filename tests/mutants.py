@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -296,13 +297,13 @@ def sabotage(folder: Path, mutant: Mutant) -> None:
     path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
 
 
-def caught_by(folder: Path) -> str | None:
-    """What notices the sabotage: `verify`, `tests`, or None."""
+def caught_by(folder: Path, world: Sequence[str] = WORLD) -> str | None:
+    """What notices the sabotage in a demo with the arguments `world`: `verify`, `tests`, or None."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LAKEHOUSE_")}
     environment |= {"PYTHONPATH": str(folder), "LAKEHOUSE_HOME": str(folder / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
     run = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     demo = subprocess.run(
-        [sys.executable, "-c", "from lakehouse.cli import main; main()", *WORLD], timeout=300, check=False, **run
+        [sys.executable, "-c", "from lakehouse.cli import main; main()", *world], timeout=300, check=False, **run
     )
     if demo.returncode:
         return "verify" if demo.returncode == 3 else f"demo (exit {demo.returncode})"

@@ -17,7 +17,7 @@ import pytest
 
 COMMAND = Path(sys.executable).parent / "lakehouse"
 SMALL = ("--customers", "40", "--days", "20", "--events", "5000", "--rounds", "2")
-SMALLEST = ("--customers", "20", "--days", "20", "--events", "1000", "--rounds", "4")
+SMALLEST = ("--customers", "20", "--days", "20", "--events", "1000", "--rounds", "2")
 
 
 @dataclass(frozen=True)

@@ -181,5 +181,5 @@ class Maintained(RuleBasedStateMachine):
         assert {p: vector.get((TOPIC, p), 0) for p in self.reached} == self.reached
 
 
-Maintained.TestCase.settings = settings(max_examples=10, stateful_step_count=25)
+Maintained.TestCase.settings = settings(max_examples=6, stateful_step_count=25)
 TestMaintained = Maintained.TestCase
