@@ -23,7 +23,7 @@ from simulator.timeline import PlanInterval
 from simulator.workspaces import Workspace
 
 HOUR, DAY = 3_600, 86_400
-DUPLICATED, LATE, MALFORMED = 0.03, 0.10, 0.001
+DUPLICATED, LATE, MALFORMED = 0.05, 0.10, 0.001
 MAX_LATE_MS, MEAN_LATE_MS = 72 * HOUR * 1000, 10 * HOUR * 1000
 LIFT_SECONDS, LIFT = 7 * DAY, 0.5
 # 0 is a good record; the others are what `malformed` makes of one.
