@@ -94,6 +94,27 @@ def maintain_tables(steps: Sequence[str]) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(r) for r in reports]
 
 
+def audit(name: str, at_least: float = 0.999) -> dict[str, Any]:
+    """Derive 10,000 rows of the last 30 days again and compare them (`lakehouse audit`); returns what was found.
+
+    Raises:
+        ChecksFailed: a smaller share than `at_least` agrees.
+    """
+    from lakehouse import metrics
+    from lakehouse.audit import audit as derive_again
+
+    settings = load_settings()
+    found = derive_again(open_lake(settings), name, sample=10_000, seed=datetime.now(UTC).toordinal(), days=30)
+    if settings.metrics_file:
+        metrics.dump(settings.metrics_file)
+    if found.share < at_least:
+        raise ChecksFailed(
+            f"{found.table}: {found.agree} of {found.checked} rows agree; see: lakehouse audit {name} --seed {found.seed}"
+        )
+    told: dict[str, Any] = msgspec.to_builtins(found)
+    return told
+
+
 def scan_table(name: str) -> dict[str, Any]:
     """Hold the published table to its Soda contract; returns the report.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server, write_to_textfile
@@ -17,6 +18,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_se
 from lakehouse.settings import Settings
 
 TABLE = ("table",)
+AUDIT = ("audit",)
 STAGES = ("read", "convert", "encode", "commit")
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -29,6 +31,9 @@ UNKNOWN_OUTCOMES = Counter("lakehouse_commit_unknown_outcomes", "Attempts of a c
 RESTARTS = Counter("lakehouse_writer_restarts", "Times a writer dropped its batch after a failure and went on.", TABLE)
 DEAD_LETTERS = Counter("lakehouse_dead_letters", "Records kept as dead letters, by the table they were left out of.", TABLE)
 ORPHAN_BYTES = Gauge("lakehouse_orphan_bytes", "Bytes of files that no snapshot names, as of the last maintenance.", TABLE)
+AUDIT_AGREEMENT = Gauge("lakehouse_audit_agreement", "Share of the rows sampled that agree with a second derivation.", AUDIT)
+AUDIT_CHECKED = Gauge("lakehouse_audit_rows_checked", "Rows that the last audit derived again.", AUDIT)
+AUDIT_OUTCOMES = Gauge("lakehouse_audit_outcome_share", "Share of all rows of the window by outcome.", ("audit", "outcome"))
 LAG_RECORDS = Gauge("lakehouse_lag_records", "Records in Kafka that are not committed yet.", ("table", "partition"))
 LAG_SECONDS = Gauge("lakehouse_lag_seconds", "Age of the oldest record read and not committed yet.", ("table", "partition"))
 SINCE_COMMIT = Gauge("lakehouse_seconds_since_last_commit", "Since this process last saw the table change.", TABLE)
@@ -59,6 +64,14 @@ def committed(table: str, rows: int, payload_bytes: int) -> None:
     ROWS.labels(table).inc(rows)
     BYTES.labels(table).inc(payload_bytes)
     COMMITS.labels(table).inc()
+
+
+def audited(audit: str, agreement: float, checked: int, outcomes: Mapping[str, float]) -> None:
+    """Tell what an audit found. outcomes: the share of each, also of those that no row has."""
+    AUDIT_AGREEMENT.labels(audit).set(agreement)
+    AUDIT_CHECKED.labels(audit).set(checked)
+    for outcome, share in outcomes.items():
+        AUDIT_OUTCOMES.labels(audit, outcome).set(share)
 
 
 def serve(settings: Settings) -> int:

@@ -220,19 +220,17 @@ def bind_arrow(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table 
 
 
 def bind_reference(connection: duckdb.DuckDBPyConnection, catalog_dir: Path, names: Iterable[str]) -> None:
-    """Make each `reference.NAME` among the names a view of `catalog/reference/NAME.yaml`.
+    """Make each `reference.NAME` among the names a view of `catalog/reference/NAME.yaml`: a list of rows, or one.
 
     Raises:
-        DeclarationError: there is no such file. UsageError: it is no list of rows.
+        DeclarationError: there is no such file.
     """
     for name in names:
         schema, _, short = name.partition(".")
         if schema != REFERENCE:
             continue
         rows = load_reference(catalog_dir, short)
-        if not isinstance(rows, list):
-            raise UsageError(f"{name}: catalog/reference/{short}.yaml is no list of rows, so it cannot be asked")
-        bind_arrow(connection, name, pa.Table.from_pylist(rows))
+        bind_arrow(connection, name, pa.Table.from_pylist(rows if isinstance(rows, list) else [rows]))
 
 
 @lru_cache(512)  # parsing takes 20 ms and more, and a run asks for the same statements in each batch

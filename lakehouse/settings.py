@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     catalog_dir: Path = Field(ROOT / "catalog", description="the table declarations")
     transforms_dir: Path = Field(ROOT / "transforms", description="the transforms")
     report_dir: Path = Field(ROOT / "report", description="the sections of `lakehouse report`")
+    audits_dir: Path = Field(ROOT / "audits", description="what `lakehouse audit` asks")
 
     catalog_uri: str | None = Field(
         None, description="Iceberg catalog: sqlite:///FILE, http(s)://... (REST) or glue: ; embedded: a SQLite file under `home`"
@@ -103,7 +104,7 @@ class Settings(BaseSettings):
     duckdb_memory: str = Field("512MB", description="DuckDB's memory limit; it spills to disk beyond")
     duckdb_threads: int = Field(2, ge=1)
 
-    @field_validator("home", "catalog_dir", "transforms_dir", "report_dir")
+    @field_validator("home", "catalog_dir", "transforms_dir", "report_dir", "audits_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from lakehouse.append import append_rows
+from lakehouse.commit import Change, commit
 from lakehouse.lake import Lake
+from lakehouse.live import files_where
 from lakehouse.positions import NUMBERED_HERE, vector_of
 from lakehouse.queries import connect, query
+from lakehouse.staging import stage
 from simulator.workspaces import CrmChange, MembershipChange
 from tests.cases.stripe import event
 from writers.records import RAW_SCHEMA, received_by_kafka
@@ -124,3 +129,13 @@ def _crm_versions(lake: Lake, name: str, topic: str, said: dict[str, list[Any]],
 def rows(lake: Lake, sql: str) -> list[dict[str, Any]]:
     """The answer to a question, as plain rows."""
     return query(lake, sql).to_pylist()
+
+
+def rewritten(lake: Lake, name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    """Somebody replaces the rows of a table by others."""
+    table = lake.load(name)
+    current = table.current_snapshot()
+    assert current is not None
+    made = change(pl.DataFrame(table.scan().to_arrow()))
+    files = stage(table, lake.declaration(name), made.to_arrow())
+    commit(table, lake.run, Change(name, {}, {}, files, files_where(table), rewrite=True, base=current.snapshot_id))

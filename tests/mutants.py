@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lakehouse.settings import ROOT
 
-FOLDERS = ("catalog", "dags", "lakehouse", "simulator", "tests", "transforms", "writers")
+FOLDERS = ("audits", "catalog", "dags", "lakehouse", "simulator", "tests", "transforms", "writers")
 WORLD = ("demo", "--customers", "120", "--days", "40", "--events", "30000", "--rounds", "4", "--json")
 TESTS = ("tests/cases", "tests/properties", "tests/faults/test_commit.py", "tests/integration/test_product_events.py")
 

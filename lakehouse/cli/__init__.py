@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         signal.signal(signal.SIGTERM, terminate)
         from lakehouse.cli import (  # noqa: F401 - they register their commands
+            audit,
             backfill,
             bench,
             explain,

@@ -11,6 +11,7 @@ import typer.main
 from command import SMALL, Ran, finish, start
 
 from lakehouse.cli import (  # noqa: F401 - they register their commands
+    audit,
     bench,
     explain,
     explore,
@@ -40,6 +41,7 @@ JSON_EXAMPLES = {
     "verify": [],
     "scan": ["ops.dead_letters"],
     "bench": [],
+    "audit": ["attribution", "--sample", "100"],
     "replay": ["product.events", "--dry-run"],
     "maintain": ["ops.dead_letters", "--dry-run"],
     "revenue": [],

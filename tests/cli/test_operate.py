@@ -235,3 +235,17 @@ def test_a_table_is_hashed_and_made_again_from_its_record(call: Callable[..., Ra
     assert "is not what its inputs give" in told.err
     call("reproduce", "billing.prices", "--record", str(kept)).failed(2, "is of product.events, not of billing.prices")
     call("reproduce", "billing.prices", "--record", str(tmp_path / "none")).failed(2, "make one: lakehouse hash billing.prices")
+
+
+@pytest.mark.usefixtures("world")
+def test_the_audit_agrees_with_a_played_world(call: Callable[..., Ran], tmp_path: Path) -> None:
+    metrics = {"LAKEHOUSE_METRICS_FILE": str(tmp_path / "audit.prom")}
+    found = call("audit", "attribution", "--sample", "500", "--json", **metrics).fine().json
+    assert (found["checked"], found["agree"], found["share"], found["at_least"], found["examples"]) == (500, 500, 1.0, 0.999, [])
+    assert list(found["outcomes"])[:2] == ["resolved", "unmapped_workspace"]
+    assert 'lakehouse_audit_agreement{audit="attribution"} 1.0' in (tmp_path / "audit.prom").read_text()
+    said = call("audit", "attribution", "--sample", "500", "--from", "2026-01-05").fine().out
+    assert "500 of 500 rows agree (100.0000%)." in said
+    call("audit", "attribution", "--days", "3", "--from", "2026-01-05").failed(2, "--days looks back from the newest row")
+    call("audit", "attribution", "--to", "2020-01-01").failed(2, "product.events has no rows in this window")
+    call("audit", "plan").failed(2, "there is no audit 'plan'; there are: attribution")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,16 +12,13 @@ import pytest
 
 from lakehouse import backfill as module
 from lakehouse.backfill import Slice, backfill
-from lakehouse.commit import Change, commit
 from lakehouse.errors import Terminal, UsageError
 from lakehouse.lake import Lake, Run, open_lake
-from lakehouse.live import files_where
 from lakehouse.reproduce import record_of
 from lakehouse.runner import run
 from lakehouse.settings import ROOT, Settings
-from lakehouse.staging import stage
 from lakehouse.transforms import load_transforms, with_inputs
-from tests.feed import feed_crm, feed_product, feed_stripe, rows
+from tests.feed import feed_crm, feed_product, feed_stripe, rewritten, rows
 
 EVENTS, RAW = "product.events", "raw.product_events"
 
@@ -76,16 +73,6 @@ def lake(filled: Path, tmp_path: Path) -> Iterator[Lake]:
         lake.catalog.drop_table(name)
         lake.catalog.register_table(name, location)
     shutil.rmtree(filled / "backfills", ignore_errors=True)
-
-
-def rewritten(lake: Lake, name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-    """Somebody replaces the rows of a table by others."""
-    table = lake.load(name)
-    current = table.current_snapshot()
-    assert current is not None
-    made = change(pl.DataFrame(table.scan().to_arrow()))
-    files = stage(table, lake.declaration(name), made.to_arrow())
-    commit(table, lake.run, Change(name, {}, {}, files, files_where(table), rewrite=True, base=current.snapshot_id))
 
 
 def events(lake: Lake) -> tuple[int, str]:

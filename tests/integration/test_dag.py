@@ -144,6 +144,12 @@ def test_maintenance_runs_beside_the_road(imported: dict[str, Any]) -> None:
         assert (dags[name]["catchup"], dags[name]["max_active_runs"], list(dags[name]["tasks"])) == (False, 1, ["maintain"])
 
 
+def test_the_audit_runs_every_night(imported: dict[str, Any]) -> None:
+    dag = imported["dags"]["audit"]
+    assert (dag["schedule"], dag["catchup"], dag["max_active_runs"]) == ("13 4 * * *", False, 1)
+    assert list(dag["tasks"]) == ["attribution"]
+
+
 # --- the run -----------------------------------------------------------------------------------------------------------
 
 
