@@ -84,8 +84,9 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     driver: the input table whose new rows set off the work; by: {column of this table: column of the driver}.
     first_by: (insert) of several copies of a key the lowest in these columns counts; else the one that is there. The first of
       them is the time of receipt.
-    heads: a table of the last state of each object, to go on from without its versions (lakehouse/heads.py); time: the driver's
-      column (of an insert: the table's own) by which versions follow each other.
+    heads: a table of the last state of each object of the driver: to go on from without its versions (lakehouse/heads.py), or all
+      that the transform reads. time: the driver's column (of an insert: the table's own) by which versions follow each other.
+    record: (insert) the columns of the key that name the record a row is made of; default: the key.
     conflict_on: a copy that contradicts the one that counts in these columns goes to dead letters.
     period, unit: (periods) the column of the table that says the day or month (its first day). touched_by: how each input's rows
       fall on periods; a change of an input that is not named touches all.
@@ -96,6 +97,7 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: dict[str, str] = {}
     where: str | None = None
     first_by: list[str] = []
+    record: list[str] = []
     conflict_on: list[str] = []
     heads: str | None = None
     time: str | None = None
@@ -316,6 +318,7 @@ def _validate(path: Path, content: Any) -> Declaration:
         "partition": [p.column for p in declared.partition],
         "build.by": list(declared.build.by),
         "build.first_by": declared.build.first_by,
+        "build.record": declared.build.record,
         "build.conflict_on": declared.build.conflict_on,
         "build.period": [declared.build.period] if declared.build.period else [],
         "explain.measures": [m for e in declared.explain for m in e.measures],

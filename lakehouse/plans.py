@@ -137,6 +137,35 @@ def other_rows(plan: Plan, files: Sequence[DataFile], keys: str, using: str) -> 
     return plan.connection.execute(f"SELECT {columns} FROM {held} ANTI JOIN {keys} USING ({using})").to_arrow_table()
 
 
+STAGED_ROWS = 1_000_000
+"""Rows that are staged at once when they come piece by piece: each piece by itself would make a small file for each partition."""
+
+
+@dataclass
+class Gathered:
+    """Rows of a plan that come piece by piece, and the files made of them."""
+
+    plan: Plan
+    _rows: list[pa.Table] = field(default_factory=list)
+    _files: list[DataFile] = field(default_factory=list)
+
+    def put(self, *pieces: pa.Table | None) -> None:
+        """Take rows; None is none."""
+        self._rows += [conform(self.plan.table, piece) for piece in pieces if piece is not None]
+        if sum(piece.num_rows for piece in self._rows) >= STAGED_ROWS:
+            self._stage()
+
+    def files(self) -> list[DataFile]:
+        """The files of all that was put; they belong to no snapshot."""
+        self._stage()
+        return self._files
+
+    def _stage(self) -> None:
+        if self._rows:
+            self._files += stage(self.plan.table, self.plan.declared, pa.concat_tables(self._rows))
+        self._rows = []
+
+
 def stage_with(plan: Plan, rows: pa.Table, kept: pa.Table | None) -> list[DataFile]:
     """Stage `rows` together with the rows kept of the files that they replace."""
     content = rows if kept is None else pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])

@@ -67,8 +67,8 @@ MUTANTS = (
     Mutant(
         "one-a-second",
         "transforms/versions.py",
-        "in_order = sequence_in_second(pl.DataFrame(found), ",
-        'in_order = sequence_in_second(pl.DataFrame(found).unique([*KEYS, "created_at"]), ',
+        "in_order = sequence_in_second(found, ",
+        'in_order = sequence_in_second(found.unique([*KEYS, "created_at"]), ',
         "of several events in one second any one is kept",
     ),
     Mutant(

@@ -1,11 +1,11 @@
-"""Subscription states in event order, with plan, billing status and monthly value: of the current and the history table."""
+"""Subscription states, with plan, billing status and monthly value: of the current and the history table."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from lakehouse.transforms import Inputs
-from transforms.versions import ordered_versions, unnested
+from transforms.versions import unnested
 
 VERSION = ["account", "object_id", "created_at", "sequence"]
 
@@ -31,17 +31,18 @@ GROUP BY account, object_id, created_at, sequence
 """
 
 
-def subscription_states(inputs: Inputs) -> pl.DataFrame:
-    """Every state of every subscription: its columns in catalog/reference/stripe_objects.yaml, and what follows from them.
+def subscription_states(inputs: Inputs, versions: pl.DataFrame) -> pl.DataFrame:
+    """What each version of a subscription says (columns: catalog/reference/stripe_objects.yaml), and what follows from it.
+
+    versions: of transforms/versions.py, with every column and the list `items`.
 
     plan, plan_rank; billing_status; monthly_minor: the monthly value of all its items that count (catalog/reference/mrr.yaml),
     each rounded half up; 0 if none counts, NULL if no price of those that do is known.
 
-    Sorted by account, subscription_id, created_at (of the event), sequence.
+    In the order of the versions.
     """
     plans = pl.DataFrame(inputs.reference("plans"))
     statuses = pl.DataFrame(inputs.reference("statuses")).select("status", "billing_status")
-    versions = ordered_versions(inputs, "subscription", lists=["items"])
     # of a single item the subscription's own columns say it all, unless its price is a fraction of a minor unit
     first, second = (pl.col("items").str.json_path_match(f"$[{i}]").is_not_null() for i in (0, 1))
     parted = (second | (first & pl.col("unit_amount_minor").is_null())).fill_null(value=False)

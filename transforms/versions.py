@@ -1,8 +1,8 @@
-"""The versions of one kind of Stripe object, in order and typed: what every billing table starts from."""
+"""The versions of one kind of Stripe object, in order and typed, or the last of each: what billing tables start from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -27,29 +27,50 @@ def ordered_versions(
         Columns account, object_id, created_at (of the event), sequence, deleted, recorded_at and those asked for; sorted by
         account, object_id, created_at, sequence.
     """
-    spec = shapes(inputs.reference("stripe_objects"))[object_type]
-    kinds = {name: spec["columns"][name][0] for name in (columns if columns is not None else spec["columns"])}
-    kinds |= dict.fromkeys(lists, "json")
-    carried = ", ".join(f'v[{i}] AS "{name}"' for i, name in enumerate(kinds, start=1))
-    paths = ", ".join(f"'$.{name}'" for name in kinds)
-    found = inputs.sql(
-        "SELECT account, object_id, object_type, event_id, event_type, created_at, rank, deleted, state, previous, "
-        f"recorded_at, {carried} FROM (SELECT *, json_extract(state, [{paths}]) AS v FROM billing.event_versions "
-        "WHERE object_type = $object_type AND livemode)",
-        object_type=object_type,
-    )
+    kinds = _kinds(inputs, object_type, columns, lists)
+    told = "account, object_id, object_type, event_id, event_type, created_at, rank, deleted, state, previous, recorded_at"
+    found = _carried(inputs, "billing.event_versions", told, object_type, kinds)
     progress = progress_of(inputs.reference("life_cycles"))
-    in_order = sequence_in_second(pl.DataFrame(found), keys=KEYS, time="created_at", progress=progress)
-    in_order = in_order.sort(*KEYS, "created_at", "sequence")
-    filled = in_order.drop("state", "previous").with_columns(pl.col(list(kinds)).forward_fill().over(KEYS))
-    inputs.connection.register("__filled", filled.to_arrow())
-    # JSON null is a value that is NULL; SQL NULL is one that no version has carried yet
-    typed = ", ".join(typed_sql(quote(name), kind, name) for name, kind in kinds.items())
-    rows = inputs.connection.execute(
-        f"SELECT account, object_id, created_at, sequence, deleted, recorded_at, {typed} "
-        "FROM __filled ORDER BY account, object_id, created_at, sequence"
-    ).to_arrow_table()
-    return pl.DataFrame(rows)
+    in_order = sequence_in_second(found, keys=KEYS, time="created_at", progress=progress).sort(*KEYS, "created_at", "sequence")
+    return _typed(inputs, in_order.with_columns(pl.col(list(kinds)).forward_fill().over(KEYS)), kinds)
+
+
+def last_versions(
+    inputs: Inputs, object_type: str, columns: Sequence[str] | None = None, lists: Sequence[str] = ()
+) -> pl.DataFrame:
+    """The last of `ordered_versions` of each object: what `billing.object_heads` says, so that no other version is needed."""
+    kinds = _kinds(inputs, object_type, columns, lists)
+    told = "account, object_id, created_at, 0 AS sequence, deleted, recorded_at"
+    return _typed(inputs, _carried(inputs, "billing.object_heads", told, object_type, kinds), kinds)
+
+
+def _kinds(inputs: Inputs, object_type: str, columns: Sequence[str] | None, lists: Sequence[str]) -> dict[str, str]:
+    """{column: its kind} of those asked for."""
+    spec = shapes(inputs.reference("stripe_objects"))[object_type]
+    chosen = columns if columns is not None else spec["columns"]
+    return {name: spec["columns"][name][0] for name in chosen} | dict.fromkeys(lists, "json")
+
+
+def _carried(inputs: Inputs, table: str, told: str, object_type: str, kinds: Mapping[str, str]) -> pl.DataFrame:
+    """The live rows of one object type with each value as JSON: JSON null is a value that is NULL, SQL NULL one not carried."""
+    carried = "".join(f', v[{i}] AS "{name}"' for i, name in enumerate(kinds, start=1))
+    paths = ", ".join(f"'$.{name}'" for name in kinds)
+    return pl.DataFrame(
+        inputs.sql(
+            f"SELECT {told}{carried} FROM (SELECT *, json_extract(state, [{paths}]) AS v FROM {table} "
+            "WHERE object_type = $object_type AND livemode)",
+            object_type=object_type,
+        )
+    )
+
+
+def _typed(inputs: Inputs, rows: pl.DataFrame, kinds: Mapping[str, str]) -> pl.DataFrame:
+    """The rows with each value as its kind says, in the order of KEYS, created_at, sequence."""
+    kept = ["account", "object_id", "created_at", "sequence", "deleted", "recorded_at"]
+    inputs.connection.register("__filled", rows.select(*kept, *kinds).to_arrow())
+    typed = ", ".join([*kept, *(typed_sql(quote(name), kind, name) for name, kind in kinds.items())])
+    found = inputs.connection.execute(f"SELECT {typed} FROM __filled ORDER BY account, object_id, created_at, sequence")
+    return pl.DataFrame(found.to_arrow_table())
 
 
 def latest(inputs: Inputs, object_type: str, key: str) -> pl.DataFrame:
@@ -60,10 +81,8 @@ def latest(inputs: Inputs, object_type: str, key: str) -> pl.DataFrame:
         said), updated_at (of the last event), deleted.
     """
     columns = [c for c in shapes(inputs.reference("stripe_objects"))[object_type]["columns"] if c != key]
-    versions = ordered_versions(inputs, object_type, columns)
     return (
-        versions.group_by(KEYS, maintain_order=True)
-        .last()
+        last_versions(inputs, object_type, columns)
         .drop("sequence", "recorded_at")
         .rename({"object_id": key, "created_at": "updated_at", "created": "created_at"})
     )
@@ -75,7 +94,7 @@ def latest_nested(inputs: Inputs, object_type: str, name: str, *, key: str, pare
     Returns:
         Columns account, `parent`, every column of the list (`key` among them), updated_at (the parent's).
     """
-    last = ordered_versions(inputs, object_type, [], [name]).group_by(KEYS, maintain_order=True).last()
+    last = last_versions(inputs, object_type, [], [name])
     rows = unnested(inputs, last.filter(~pl.col("deleted")), object_type, name)
     renamed = {"object_id": parent, "created_at": "updated_at"} | ({"created": "created_at"} if "created" in rows.columns else {})
     rows = rows.drop("sequence", *([parent] if parent in rows.columns else [])).rename(renamed)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import polars as pl
 import pyarrow as pa
-from pyiceberg.expressions import AlwaysTrue, Not
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression, Not
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.manifest import DataFile
 
 from lakehouse.builds.touched import bind_touched, touched_keys
-from lakehouse.plans import Plan, Staged, count_rows, live_files, other_rows, stage_with
-from lakehouse.predicates import is_null
-from lakehouse.queries import files_sql, path_for_duckdb
+from lakehouse.keyed import among_sql
+from lakehouse.plans import Gathered, Plan, Staged, frame, live_files, other_rows
+from lakehouse.predicates import at_least, is_null
+from lakehouse.queries import path_for_duckdb, quote
 from lakehouse.scd2 import scd2_update
 
 
@@ -22,9 +24,8 @@ def history(plan: Plan) -> Staged:
     module, by = plan.transform.module, list(plan.declared.build.by)
     assert module
     new, new_rows, slices = touched_keys(plan)
-    add: list[DataFile] = []
+    add, count = Gathered(plan), 0
     remove: list[DataFile] = []
-    count = 0
     for keys in slices:
         connection = plan.connection
         connection.register("__keys", keys)
@@ -36,9 +37,9 @@ def history(plan: Plan) -> Staged:
         held = _held_intervals(plan, by, continued)
         change = scd2_update(held.drop("filename"), states, begins, **module.SCD2)
         remove, kept = _without(plan, change.remove.join(held, on=change.remove.columns, nulls_equal=True))
-        add += stage_with(plan, change.add.to_arrow(), kept)
+        add.put(kept, change.add.to_arrow())
         count += change.add.height
-    return Staged(add, remove, new_input_rows=new_rows, rows=count)
+    return Staged(add.files(), remove, new_input_rows=new_rows, rows=count)
 
 
 def _without(plan: Plan, gone: pl.DataFrame) -> tuple[list[DataFile], pa.Table | None]:
@@ -53,20 +54,31 @@ def _without(plan: Plan, gone: pl.DataFrame) -> tuple[list[DataFile], pa.Table |
 
 def _held_intervals(plan: Plan, by: Sequence[str], continued: bool) -> pl.DataFrame:
     """The table's intervals of the touched keys, with `filename`: of keys that are not late only the open ones."""
-    columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
-    using = ", ".join(f'"{c}"' for c in by)
-    parts = []
-    open_files = live_files(plan, is_null("valid_to"))
-    if open_files:
-        held = files_sql(plan.table, (f.file_path for f in open_files))
-        parts.append(f"SELECT {columns}, filename FROM {held} SEMI JOIN __keys USING ({using}) WHERE valid_to IS NULL")
-    late = "__late" if continued else "__keys"
-    count = count_rows(plan.connection, late)
-    closed = live_files(plan, Not(is_null("valid_to"))) if count else []
-    if closed:
-        held = files_sql(plan.table, (f.file_path for f in closed))
-        parts.append(f"SELECT {columns}, filename FROM {held} SEMI JOIN {late} USING ({using}) WHERE valid_to IS NOT NULL")
-    if not parts:
+    open_, closed = "valid_to IS NULL", "valid_to IS NOT NULL"
+    parts = [_held(plan, by, "__keys", is_null("valid_to"), open_)]
+    if not continued:
+        parts.append(_held(plan, by, "__keys", Not(is_null("valid_to")), closed))
+    elif first := _first_of_late(plan, by):
+        # what a new version can change ends with a later version of its key, or is open: see scd2_update
+        parts.append(_held(plan, by, "__late", at_least("valid_to", first), closed))
+    return pl.concat(parts, how="vertical_relaxed")
+
+
+def _first_of_late(plan: Plan, by: Sequence[str]) -> datetime | None:
+    """When the first of the new versions of the late keys began; None if no key is late."""
+    using = ", ".join(quote(c) for c in by)
+    found = plan.connection.execute(f"SELECT min(first) FROM __first SEMI JOIN __late USING ({using})").fetchall()
+    return found[0][0]  # type: ignore[no-any-return]
+
+
+def _held(plan: Plan, by: Sequence[str], keys: str, files_of: BooleanExpression, where: str) -> pl.DataFrame:
+    """The intervals of the keys (a relation) of which `where` is true, with `filename`; `files_of` says which files have any."""
+    files = live_files(plan, files_of)
+    if not files:
         schema = schema_to_pyarrow(plan.table.schema(), include_field_ids=False)
         return pl.DataFrame(schema.empty_table()).with_columns(pl.lit(None, pl.String).alias("filename"))
-    return pl.DataFrame(plan.connection.execute(" UNION ALL ".join(parts)).to_arrow_table())
+    last = by[-1]  # the id; those before it say whose it is
+    ids = plan.connection.execute(f"SELECT DISTINCT {quote(last)} FROM {keys}").to_arrow_table().column(0)
+    columns, using = (", ".join(quote(c) for c in names) for names in (plan.declared.column_names, by))
+    held = among_sql(plan.table, files, last, ids)
+    return frame(plan.connection, f"SELECT {columns}, filename FROM {held} SEMI JOIN {keys} USING ({using}) WHERE {where}")

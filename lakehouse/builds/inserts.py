@@ -12,14 +12,19 @@ from lakehouse.commit import scope_of
 from lakehouse.copies import conflict_letters, first_copies
 from lakehouse.dead_letters import understood
 from lakehouse.heads import REDATED
-from lakehouse.keyed import among_sql, files_with
-from lakehouse.plans import Plan, Staged, count_rows, other_rows, stage_with
-from lakehouse.queries import bind_sql, empty_sql, path_for_duckdb, quote
+from lakehouse.ids import id_index, probe
+from lakehouse.keyed import among_sql
+from lakehouse.live import files_where
+from lakehouse.plans import Plan, Staged, count_rows, frame, other_rows, stage_with
+from lakehouse.queries import bind_sql, empty_sql, files_sql, path_for_duckdb, quote
 from lakehouse.staging import conform
+
+INDEXED_ROWS = 50_000
+"""From so many rows on a file gets an index; to read a name from a smaller one costs no more than to make and keep one."""
 
 
 def insert(plan: Plan) -> Staged:
-    """Insert the rows whose primary key is not in the table yet; look only into the partitions the new rows fall in.
+    """Insert the rows whose primary key is not in the table yet; what is there is looked up by the name of the record.
 
     The driver's rows carry `understood_at`: when a replay took up the record, NULL for one that never was a dead letter.
     """
@@ -32,13 +37,11 @@ def insert(plan: Plan) -> Staged:
     plan.bind(n for n in plan.transform.inputs if n != driver)
     built = plan.transform.build(plan.inputs())
     rejected = plan.reject(built.rejected)
-    rows = built.rows
-    part = plan.declared.partition[0].column
-    held = files_with(plan.table, part, rows.column(part), plan.base) if rows.num_rows else []
+    rows = conform(plan.table, built.rows)
     remove: list[DataFile] = []
     kept = None
     note: dict[str, str] = {}
-    copies = _with_copies(plan, rows, held)
+    copies, held = _with_copies(plan, rows)
     if copies.num_rows:
         key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
         connection.register("__rows", rows)
@@ -53,14 +56,41 @@ def insert(plan: Plan) -> Staged:
     )
 
 
-def _with_copies(plan: Plan, rows: pa.Table, held: Sequence[DataFile]) -> pa.Table:
-    """Those of the rows whose key is there already, or comes more than once: of the table only what lies near them is read."""
-    connection = plan.connection
-    key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
+def _with_copies(plan: Plan, rows: pa.Table) -> tuple[pa.Table, list[DataFile]]:
+    """Those of the rows that may be there already or come more than once, and the files that may hold a copy of one."""
+    connection, build = plan.connection, plan.declared.build
+    key = ", ".join(quote(c) for c in plan.declared.primary_key)
+    name = f"hash({', '.join(quote(c) for c in build.record or plan.declared.primary_key)})"
     connection.register("__rows", rows)
+    ids = frame(connection, f"SELECT DISTINCT {name} AS id FROM __rows ORDER BY 1")["id"]
+    found = _known(plan, name, ids) if rows.num_rows else {}
+    connection.register("__ids", pl.concat([ids.clear(), *found.values()]).unique().to_frame("id").to_arrow())
     again = f"SELECT {key} FROM __rows GROUP BY {key} HAVING count(*) > 1"
-    there = f"SELECT {key} FROM {_near(plan, rows, held)} UNION ALL {again}"
-    return connection.execute(f"SELECT * FROM __rows SEMI JOIN ({there}) USING ({key})").to_arrow_table()
+    copies = f"SELECT * FROM __rows WHERE {name} IN (SELECT id FROM __ids) OR ({key}) IN ({again})"
+    return connection.execute(copies).to_arrow_table(), list(found)
+
+
+def _known(plan: Plan, name: str, ids: pl.Series) -> dict[DataFile, pl.Series]:
+    """Which of the ids (hashes, sorted) each file may hold; `name` is the SQL of a row's. Files without any are left out.
+
+    Of large files that is looked up in an index (lakehouse/ids.py), so that it costs what the batch costs; of small ones the
+    columns that name the record are read.
+    """
+    connection, files = plan.connection, files_where(plan.table, None, plan.base)
+    found: dict[DataFile, pl.Series] = {}
+    small = {path_for_duckdb(f.file_path): f for f in files if f.record_count < INDEXED_ROWS}
+    if small:
+        held = files_sql(plan.table, (f.file_path for f in small.values()))
+        connection.register("__ids", ids.to_frame("id").to_arrow())
+        hits = frame(connection, f"SELECT filename, {name} AS id FROM {held} WHERE {name} IN (SELECT id FROM __ids)")
+        found = {small[str(path)]: part["id"] for (path,), part in hits.group_by("filename")}
+    cache = plan.lake.settings.home / "cache" / "ids"
+    for file in files:
+        if file.record_count >= INDEXED_ROWS:
+            at = probe(id_index(connection, cache, plan.table, file, {"id": name}), ids)["at"]
+            if len(at):
+                found[file] = ids[at]
+    return found
 
 
 def _near(plan: Plan, rows: pa.Table, held: Sequence[DataFile]) -> str:

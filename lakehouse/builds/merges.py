@@ -9,24 +9,23 @@ from pyiceberg.manifest import DataFile
 
 from lakehouse.builds.touched import bind_touched, touched_keys
 from lakehouse.keyed import files_with
-from lakehouse.plans import Plan, Staged, other_rows, stage_with
+from lakehouse.plans import Gathered, Plan, Staged, other_rows
 from lakehouse.queries import files_sql, path_for_duckdb
 
 
 def merge(plan: Plan) -> Staged:
     """Replace all rows of the touched keys by what the transform makes of all versions of these keys."""
     new, new_rows, slices = touched_keys(plan)
-    add: list[DataFile] = []
+    add, count = Gathered(plan), 0
     remove: list[DataFile] = []
-    count = 0
     for keys in slices:
         plan.connection.register("__keys", keys)
         bind_touched(plan, keys, new)
         rows = plan.transform.build(plan.inputs()).rows
         remove, kept = touched_files(plan, "__keys", list(plan.declared.build.by))
-        add += stage_with(plan, rows, kept)
+        add.put(kept, rows)
         count += rows.num_rows
-    return Staged(add, remove, new_input_rows=new_rows, rows=count)
+    return Staged(add.files(), remove, new_input_rows=new_rows, rows=count)
 
 
 def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[list[DataFile], pa.Table | None]:

@@ -15,14 +15,17 @@ from lakehouse.live import files_where
 from lakehouse.plans import Plan, count_rows, live_files
 from lakehouse.queries import bind_sql, bind_table, duckdb_type, files_sql, quote
 
-SLICE_ROWS, SLICES = 1_000_000, 16
-"""A table built whole from more driver rows than this is built in that many slices of its keys."""
+SLICE_ROWS = 250_000
+"""Driver rows that are taken up at once where a table is built whole: ten columns of text each, several times over in memory."""
+
+SLICES = 16
+"""The slices are as many times this as need be: a slice then lies in one bucket of a driver of so many."""
 
 
 def touched_keys(plan: Plan) -> tuple[str, int, list[pa.Table]]:
     """(the new rows of the driver as SQL, how many, the keys they touch): the keys in slices when a table is built whole.
 
-    A slice has the keys of one bucket of the last key column, so that memory does not grow with the table. Only where
+    A slice has the keys of one bucket of the last key column, so that memory does not grow with what is read. Only where
     nothing is there yet: two slices could want to rewrite the same file.
     """
     build, connection = plan.declared.build, plan.connection
@@ -33,14 +36,18 @@ def touched_keys(plan: Plan) -> tuple[str, int, list[pa.Table]]:
     new_rows = count_rows(connection, new)
     if keys.num_rows == 0 or new_rows <= SLICE_ROWS or live_files(plan, AlwaysTrue()):
         return new, new_rows, [keys] if keys.num_rows else []
-    bucket = BucketTransform(SLICES).pyarrow_transform(StringType())(keys.column(list(build.by)[-1]))
-    return new, new_rows, [part for i in range(SLICES) if (part := keys.filter(pc.equal(bucket, i))).num_rows]
+    slices = SLICES * -(-new_rows // (SLICES * SLICE_ROWS))
+    bucket = BucketTransform(slices).pyarrow_transform(StringType())(keys.column(list(build.by)[-1]))
+    # those of one bucket of the driver one after the other
+    in_order = sorted(range(slices), key=lambda i: (i % SLICES, i))
+    return new, new_rows, [part for i in in_order if (part := keys.filter(pc.equal(bucket, i))).num_rows]
 
 
 def bind_touched(plan: Plan, keys: pa.Table, new: str) -> bool:
     """Bind the inputs, restricted to the touched keys; the driver to heads and new rows where these suffice. Whether they did."""
     build = plan.declared.build
-    not_late = split_keys(plan, new) if build.time and plan.base is not None else None
+    goes_on = build.time and build.driver in plan.transform.inputs and plan.base is not None
+    not_late = split_keys(plan, new) if goes_on else None
     for name in plan.transform.inputs:
         if name != build.driver or not_late is None:
             _bind_restricted(plan, name, keys)
@@ -67,8 +74,8 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__k
     build = plan.declared.build
     table, snapshot = plan.pinned[name]
     columns = [f.name for f in table.schema().fields]
-    # the driver is restricted by the columns it is matched on, any other input by the key columns it has
-    matched = build.by if name == build.driver else {c: c for c in build.by if c in columns}
+    # the driver and the heads of its objects are restricted by the columns matched on, any other input by the key columns it has
+    matched = build.by if name in (build.driver, build.heads) else {c: c for c in build.by if c in columns}
     # of several columns the one that the table is partitioned by says most about where a row is
     parted = [p.column for p in plan.lake.declaration(name).partition]
     by = next((pair for pair in matched.items() if pair[1] in parted), next(reversed(matched.items()), None))

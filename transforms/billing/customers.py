@@ -7,7 +7,7 @@ import pyarrow as pa
 from lakehouse.transforms import Inputs
 from transforms.versions import latest
 
-INPUTS = ("billing.event_versions",)
+INPUTS = ("billing.object_heads",)
 
 
 def build(inputs: Inputs) -> pa.Table:

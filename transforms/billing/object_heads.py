@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import msgspec
 import polars as pl
 import pyarrow as pa
@@ -18,7 +16,7 @@ KEYS = ["account", "livemode", "object_id"]
 VERSIONS = """
 SELECT
     account, livemode, object_id, object_type, customer_id, event_id, event_type, created_at, deleted, rank, state, previous,
-    recorded_at
+    recorded_at, hash(list_sort(json_keys(state))) AS shape
 FROM billing.event_versions
 """
 
@@ -28,18 +26,21 @@ def build(inputs: Inputs) -> pa.Table:
     found = pl.DataFrame(inputs.sql(VERSIONS))
     progress = progress_of(inputs.reference("life_cycles"))
     ordered = sequence_in_second(found, keys=KEYS, time="created_at", progress=progress).sort(*KEYS, "created_at", "sequence")
-    sizes = ordered.group_by(KEYS, maintain_order=True).len()["len"].to_list()
-    last = ordered.group_by(KEYS, maintain_order=True).last()
-    states = iter(ordered["state"].to_list())
-    merged = pl.Series("state", [_merged(itertools.islice(states, size), size) for size in sizes], pl.String)
-    return last.with_columns(merged).drop("previous", "sequence").to_arrow()
+    last = ordered.group_by(KEYS, maintain_order=True).last().drop("previous", "sequence", "shape")
+    # of versions that carry the same columns the last says all: few are left to be merged, whatever the length of the history
+    shapes = ordered.unique([*KEYS, "shape"], keep="last", maintain_order=True)
+    states = shapes.group_by(KEYS, maintain_order=True).agg(pl.col("state"))["state"]
+    merged = pl.Series("state", [_merged(of_object) for of_object in states.to_list()], pl.String)
+    return last.with_columns(merged).to_arrow()
 
 
-def _merged(states: itertools.islice[str], size: int) -> str:
-    """Several states, in order, as one: each column as last carried."""
-    if size == 1:
-        return next(states)
+def _merged(states: list[str]) -> str:
+    """Several states, in order, as one: each column as last carried. As text it is the same from a head and from all versions."""
+    if len(states) == 1:
+        return states[0]
     found: dict[str, object] = {}
+    last: dict[str, object] = {}
     for state in states:
-        found |= msgspec.json.decode(state)
-    return msgspec.json.encode(found).decode()
+        last = msgspec.json.decode(state)
+        found |= last
+    return states[-1] if len(found) == len(last) else msgspec.json.encode(found, order="sorted").decode()

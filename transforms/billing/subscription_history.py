@@ -8,6 +8,7 @@ import pyarrow as pa
 from lakehouse.scd2 import Roles, scd2
 from lakehouse.transforms import Inputs
 from transforms.subscriptions import subscription_states
+from transforms.versions import ordered_versions
 
 INPUTS = ("billing.event_versions",)
 
@@ -41,7 +42,7 @@ SCD2: Roles = {
 
 def states(inputs: Inputs) -> pl.DataFrame:
     """Every state of every subscription."""
-    return subscription_states(inputs)
+    return subscription_states(inputs, ordered_versions(inputs, "subscription", lists=["items"]))
 
 
 def build(inputs: Inputs) -> pa.Table:

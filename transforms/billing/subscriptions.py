@@ -6,15 +6,17 @@ import pyarrow as pa
 
 from lakehouse.transforms import Inputs
 from transforms.subscriptions import subscription_states
+from transforms.versions import last_versions
 
-INPUTS = ("billing.event_versions",)
+INPUTS = ("billing.object_heads",)
 
 
 def build(inputs: Inputs) -> pa.Table:
     """One row a subscription, canceled ones included."""
-    latest = subscription_states(inputs).group_by("account", "subscription_id", maintain_order=True).last()
+    latest = last_versions(inputs, "subscription", lists=["items"])
     return (
-        latest.rename({"created_at": "updated_at", "created": "created_at"})
+        subscription_states(inputs, latest)
+        .rename({"created_at": "updated_at", "created": "created_at"})
         .drop("sequence", "deleted", "recorded_at", "pause_collection", "plan_rank")
         .to_arrow()
     )
