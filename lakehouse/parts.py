@@ -7,7 +7,7 @@ under the entry point group `lakehouse.parts`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib.metadata import entry_points
@@ -116,6 +116,11 @@ class Simulator(Protocol):
 
     def verify(self, folder: Path, query: Callable[[str], pa.Table]) -> dict[str, Any]:
         """Compare what the lake holds with the truth of the world; see `lakehouse verify`."""
+
+    def first_attribution(
+        self, folder: Path, first_written: Callable[[str, Sequence[str]], Iterable[pa.Table]]
+    ) -> dict[str, Any]:
+        """Compare the events as they were first written; see `lakehouse verify --first`."""
 
 
 class Benchmarks(Protocol):

@@ -14,10 +14,10 @@ from simulator.api import Faults, StripeApi
 from simulator.chance import generator
 from simulator.player import Player, Round
 from simulator.truth import write_truth
-from simulator.verify import verify
+from simulator.verify import first_attribution, verify
 from simulator.world import TAIL_DAYS, World, WorldConfig, build_world
 
-__all__ = ["play", "stripe_api", "verify"]
+__all__ = ["first_attribution", "play", "stripe_api", "verify"]
 
 
 class Services(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ from simulator.attribution import AMBIGUOUS
 from simulator.cells import Compared, compare
 from simulator.marts import KEYS, funnel
 
+BILLED = ("subscription_id", "plan", "billing_status")
 Query = Callable[[str], pa.Table]
 
 ACCURACY_WANTED = 0.999
 
-EVENTS = """
-SELECT event_id, attributed_workspace_id, workspace_source, identified_user_id, attribution, customer_id, subscription_id, plan,
-       billing_status
-FROM product.events
-"""
+EVENT = ("event_id", "attributed_workspace_id", "workspace_source", "identified_user_id", "attribution", "customer_id")
+EVENTS = f"SELECT {', '.join((*EVENT, *BILLED))} FROM product.events"
 VERSIONS = "SELECT event_id FROM billing.event_versions WHERE livemode AND NOT nested"
 HISTORY = """
 SELECT subscription_id, customer_id, status, billing_status, price_id, plan, quantity, cancel_at_period_end,
@@ -111,6 +109,16 @@ def verify(folder: Path, query: Query) -> dict[str, Any]:
     compared = compare_marts(truth, told, query)
     found |= {name: {"rows": c.rows, "stored": c.stored, "wrong": c.wrong} for name, c in compared.items()}
     return found | {"problems": _problems(found) + [_tell(name, c) for name, c in compared.items() if c.wrong]}
+
+
+def first_attribution(folder: Path, first_written: Callable[[str, Sequence[str]], Iterable[pa.Table]]) -> dict[str, Any]:
+    """How right the attribution of the events was when they were first written, before later knowledge repaired it.
+
+    first_written: (table, columns) -> its rows as first written, in that order; of an event that comes again the first counts.
+    """
+    events = pl.read_parquet(folder / "truth" / "product_events.parquet").rename({"stripe_customer_id": "customer_id"})
+    written = pl.concat([pl.DataFrame(rows) for rows in first_written("product.events", (*EVENT, *BILLED))])
+    return compare_attribution(events, written.unique("event_id", keep="first", maintain_order=True))
 
 
 def compare_marts(truth: Path, told: dict[str, Any], query: Query) -> dict[str, Compared]:

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from lakehouse import parts
 from lakehouse.cli.app import AsJson, app, err, lake, out, print_json, print_rows
 from lakehouse.errors import ChecksFailed, UsageError
+from lakehouse.first_written import first_written
 from lakehouse.lake import Lake
 from lakehouse.queries import query
 from lakehouse.rollback import rollback_table
@@ -288,10 +289,22 @@ def _judge(verdict: dict[str, Any]) -> None:
 
 
 @app.command()
-def verify(as_json: AsJson = False) -> None:
-    """Compare the lake with the truth of the world that `demo` played; exit 3 if anything is missing, doubled or wrong."""
+def verify(
+    first: Annotated[
+        bool, typer.Option("--first", help="Also say how right the events' attribution was when first written, before repairs.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the lake with the truth of the world that `demo` played; exit 3 if anything is missing, doubled or wrong.
+
+    With --first it also goes back in time: each event as the snapshot had it that took it up. That is told; what counts is now.
+    """
     opened = lake()
     verdict = _verify(opened)
+    if first:
+        folder = opened.settings.home / "world"
+        told = parts.simulator().first_attribution(folder, lambda name, columns: first_written(opened, name, columns))
+        verdict["attribution_first_written"] = told
     if as_json:
         print_json(verdict)
     else:

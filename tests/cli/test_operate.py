@@ -112,6 +112,9 @@ def test_without_a_lake(call: Callable[..., Ran]) -> None:
 
 def test_verify_and_scan_pass(call: Callable[..., Ran], world: Path) -> None:
     assert "all of it agrees" in call("verify").fine().out
+    told = call("verify", "--first", "--json").fine().json
+    first, now = told["attribution_first_written"], told["attribution"]
+    assert first["checked"] == now["checked"] == now["correct"] > first["correct"] > 0.9 * now["correct"]
     reports = call("scan", "product.events", "ops.dead_letters", "--json").fine().json
     assert [r["table"] for r in reports] == ["product.events", "ops.dead_letters"]
     assert all(r["passed"] > 1 and r["failed"] == [] for r in reports)

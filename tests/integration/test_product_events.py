@@ -73,10 +73,14 @@ def test_what_cannot_be_used_is_kept_with_its_reason_and_holds_nobody_up(road: L
     assert dead <= events
 
 
-def test_unknown_fields_are_kept_and_nested_ones_stay_text(road: Lake) -> None:
+def test_unknown_fields_are_kept_and_reported_and_nested_ones_stay_text(road: Lake) -> None:
     feed_product(road, {"event_id": "a", "experiment": {"arm": "B"}, "referrer": "x"}, {"event_id": "b"}, received=RECEIVED)
     run(road)
-    a, b = rows(road, "SELECT extra, properties FROM product.events ORDER BY event_id")
+    feed_product(road, {"event_id": "c", "referrer": "y"}, received=RECEIVED)
+    run(road)
+    reported = rows(road, "SELECT field, events FROM product.unknown_fields WHERE event_date = '2026-01-10' ORDER BY field")
+    assert [tuple(r.values()) for r in reported] == [("experiment", 1), ("referrer", 2)]
+    a, b, _ = rows(road, "SELECT extra, properties FROM product.events ORDER BY event_id")
     assert a == {"extra": '{"experiment":{"arm":"B"},"referrer":"x"}', "properties": '{"k": 1}'} or a["extra"] is not None
     assert b["extra"] is None
     assert '"k"' in b["properties"]
