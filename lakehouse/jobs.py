@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lakehouse import parts
+from lakehouse import metrics, parts
 from lakehouse.declarations import load_declarations
 from lakehouse.errors import ChecksFailed
 from lakehouse.lake import open_lake
@@ -67,7 +67,10 @@ def refuse_lasting(report: Any) -> None:
 
 def run_table(name: str) -> list[dict[str, Any]]:
     """Advance one table until it has caught up with its inputs; returns the reports."""
-    return [msgspec.to_builtins(r) for r in run(open_lake(load_settings()), [name])]
+    settings = load_settings()
+    reports = run(open_lake(settings), [name])
+    metrics.dump_if_asked(settings)
+    return [msgspec.to_builtins(r) for r in reports]
 
 
 def backfill(start: str, end: str, tables: Sequence[str] = (), slice_days: int = 1) -> list[dict[str, Any]]:
@@ -100,13 +103,11 @@ def audit(name: str, at_least: float = 0.999) -> dict[str, Any]:
     Raises:
         ChecksFailed: a smaller share than `at_least` agrees.
     """
-    from lakehouse import metrics
     from lakehouse.audit import audit as derive_again
 
     settings = load_settings()
     found = derive_again(open_lake(settings), name, sample=10_000, seed=datetime.now(UTC).toordinal(), days=30)
-    if settings.metrics_file:
-        metrics.dump(settings.metrics_file)
+    metrics.dump_if_asked(settings)
     if found.share < at_least:
         raise ChecksFailed(
             f"{found.table}: {found.agree} of {found.checked} rows agree; see: lakehouse audit {name} --seed {found.seed}"

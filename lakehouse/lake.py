@@ -42,6 +42,9 @@ TABLE_PROPERTIES = {
 
 SCHEMA_ATTEMPTS = 20
 
+IGNORED = "ignored"
+"""In the summary of a snapshot: the records left out by design up to it."""
+
 
 def code_version() -> str:
     """The version of the code that runs: the git commit, with `+` if the tree is dirty, or the distribution's version."""
@@ -259,6 +262,12 @@ def snapshot_at(table: Table, name: str, as_of: datetime | int) -> Snapshot | No
             raise UsageError(f"{name} has no snapshot {as_of}; see: lakehouse show {name}")
         return snapshot
     return table.snapshot_as_of_timestamp(int(as_of.timestamp() * 1000))
+
+
+def ignored_records(table: Table) -> int:
+    """How many records the transform has left out by design so far (kinds that are not kept); a rollback takes them back."""
+    said = (s.summary.additional_properties.get(f"lakehouse.{IGNORED}") for s in history(table) if s.summary)
+    return int(next((count for count in said if count is not None), 0))
 
 
 def newest_within(table: Table, consumer: str, cut: Vector) -> Snapshot | None:

@@ -30,6 +30,7 @@ FENCED = Counter("lakehouse_fenced", "Batches dropped because another writer had
 UNKNOWN_OUTCOMES = Counter("lakehouse_commit_unknown_outcomes", "Attempts of a commit whose answer was lost.", TABLE)
 RESTARTS = Counter("lakehouse_writer_restarts", "Times a writer dropped its batch after a failure and went on.", TABLE)
 DEAD_LETTERS = Counter("lakehouse_dead_letters", "Records kept as dead letters, by the table they were left out of.", TABLE)
+IGNORED = Gauge("lakehouse_ignored_records", "Records of a kind that is not kept, since the table began.", TABLE)
 ORPHAN_BYTES = Gauge("lakehouse_orphan_bytes", "Bytes of files that no snapshot names, as of the last maintenance.", TABLE)
 AUDIT_AGREEMENT = Gauge("lakehouse_audit_agreement", "Share of the rows sampled that agree with a second derivation.", AUDIT)
 AUDIT_CHECKED = Gauge("lakehouse_audit_rows_checked", "Rows that the last audit derived again.", AUDIT)
@@ -80,6 +81,12 @@ def serve(settings: Settings) -> int:
         return 0
     server, _ = start_http_server(settings.metrics_port, settings.metrics_host)
     return int(server.server_port)
+
+
+def dump_if_asked(settings: Settings) -> None:
+    """Write the metrics to the file that the settings name, if they name one."""
+    if settings.metrics_file:
+        dump(settings.metrics_file)
 
 
 def dump(path: Path) -> None:

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
+from pyiceberg.table import Table
 
+from lakehouse import metrics
 from lakehouse.builds import BUILDERS
 from lakehouse.checks import check_staged
 from lakehouse.commit import Change, commit
 from lakehouse.cuts import bounded, consistent_cut
 from lakehouse.errors import Fenced, LakehouseError, Replan, Retryable, UsageError
-from lakehouse.lake import Lake
+from lakehouse.lake import Lake, ignored_records
 from lakehouse.plans import Pinned, Plan
 from lakehouse.positions import Vector, vector_of
 from lakehouse.queries import connect
@@ -115,6 +117,7 @@ def advance(
     if again is not None:
         reached = dict(expected)
     elif current is not None and all(expected.get(k, 0) >= v for k, v in reached.items()):
+        _tell_ignored(name, table)
         return Report(name, None, seconds=time.monotonic() - started), []
     reached = {k: max(v, expected.get(k, 0)) for k, v in reached.items()}
     with connect(lake.settings) as connection:
@@ -149,6 +152,7 @@ def advance(
                 note=staged.note,
             ),
         )
+    _tell_ignored(name, table)
     report = Report(
         name,
         done.snapshot_id,
@@ -161,6 +165,11 @@ def advance(
         caught_up,
     )
     return report, plan.refused
+
+
+def _tell_ignored(name: str, table: Table) -> None:
+    if count := ignored_records(table):
+        metrics.IGNORED.labels(name).set(count)
 
 
 def _refuse_unseen(name: str, pinned: Pinned) -> None:

@@ -42,10 +42,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Built:
-    """What a transform returns: the rows of its table, and the input records it could not use."""
+    """What a transform returns: the rows of its table, the input records it could not use, and how many it left out by design."""
 
     rows: pa.Table
     rejected: pa.Table | None = None
+    ignored: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lakehouse.dead_letters import understood
 from lakehouse.heads import REDATED
 from lakehouse.ids import id_index, probe
 from lakehouse.keyed import among_sql
+from lakehouse.lake import IGNORED, ignored_records
 from lakehouse.live import files_where
 from lakehouse.plans import Plan, Staged, count_rows, frame, other_rows, stage_with
 from lakehouse.queries import bind_sql, empty_sql, files_sql, path_for_duckdb, quote
@@ -51,6 +52,8 @@ def insert(plan: Plan) -> Staged:
         rows = pa.concat_tables([conform(plan.table, fresh), conform(plan.table, copies)])
     files = stage_with(plan, rows, kept)
     new = count_rows(connection, quote(driver))
+    if ignored := ignored_records(plan.table) + (built.ignored if plan.again is None else 0):
+        note |= {IGNORED: str(ignored)}
     return Staged(
         files, remove, scope_of([*files, *remove]), new_input_rows=new, rows=rows.num_rows, rejected=rejected, note=note
     )

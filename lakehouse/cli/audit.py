@@ -47,8 +47,7 @@ def audit(
     window: dict[str, Any] = {"since": since, "until": until} if start or end else {"days": days or 30}
     opened = lake()
     found = derive_again(opened, name, sample=sample, seed=seed, as_of=parse_as_of(as_of), **window)
-    if opened.settings.metrics_file:
-        metrics.dump(opened.settings.metrics_file)
+    metrics.dump_if_asked(opened.settings)
     if as_json:
         print_json({**msgspec.to_builtins(found), "at_least": at_least})
     else:

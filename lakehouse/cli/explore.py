@@ -22,7 +22,7 @@ from lakehouse.cli.app import AsJson, age, app, counted, err, lake, out, print_j
 from lakehouse.completeness import notes
 from lakehouse.declarations import LAYERS, Declaration
 from lakehouse.errors import UsageError
-from lakehouse.lake import Lake, history
+from lakehouse.lake import Lake, history, ignored_records
 from lakehouse.outages import without_password
 from lakehouse.positions import dump_vector, vector_of
 from lakehouse.queries import query, tables_read
@@ -334,7 +334,7 @@ def where(table: TableName, as_json: AsJson = False) -> None:
             out.print(f"  {escape(line)}", soft_wrap=True)
 
 
-STATUS = ("rows", "files", "bytes", "last_commit_at", "snapshots", "behind")
+STATUS = ("rows", "files", "bytes", "last_commit_at", "snapshots", "behind", "ignored")
 
 
 @app.command()
@@ -358,6 +358,10 @@ def status(as_json: AsJson = False) -> None:
             for r in rows
         ],
     )
+    for row in rows:
+        if row["ignored"]:
+            said = f"records of a kind that {row['table']} does not keep; they stay in raw"
+            out.print(f"\nignored: {row['ignored']:,} {said}", soft_wrap=True)
     if not any(r["rows"] for r in rows):
         out.print("\nThe lake is empty. Fill it: [bold]lakehouse demo[/]")
     elif any(r["behind"] for r in rows):
@@ -374,6 +378,7 @@ def road(opened: Lake) -> list[dict[str, Any]]:
             found = describe(opened, name)
             row |= {k: found[k] for k in STATUS if k in found} | {"snapshots": len(found["snapshots"])}
             row["behind"] = _behind(opened, name, declared, transforms)
+            row["ignored"] = ignored_records(opened.load(name)) if declared.build.mode == "insert" else None
         rows.append(row)
     return rows
 

@@ -46,8 +46,7 @@ def ingest(
         else:
             _drain(opened, services, tables, as_json)
     finally:
-        if opened.settings.metrics_file:
-            metrics.dump(opened.settings.metrics_file)
+        metrics.dump_if_asked(opened.settings)
 
 
 def _drain(opened: Lake, services: Services, tables: list[str] | None, as_json: bool) -> None:

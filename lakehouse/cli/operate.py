@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from lakehouse import parts
+from lakehouse import metrics, parts
 from lakehouse.cli.app import AsJson, app, err, lake, out, print_json, print_rows
 from lakehouse.errors import ChecksFailed, UsageError
 from lakehouse.first_written import first_written
@@ -249,6 +249,7 @@ def run(tables: Tables = None, as_json: AsJson = False) -> None:
             raise UsageError(f"{name} is not built from other tables; raw tables are filled by: lakehouse ingest")
     with telling() as say:
         reports = run_tables(opened, tables or (), lambda r: say(f"{r.table}: {r.rows:,} rows"))
+    metrics.dump_if_asked(opened.settings)
     if as_json:
         print_json([msgspec.to_builtins(r) for r in reports])
         return

@@ -79,7 +79,9 @@ def test_status(call: Callable[..., Ran], world: Path) -> None:
 
 def test_status_of_an_empty_lake_has_the_same_fields(call: Callable[..., Ran]) -> None:
     rows = call("status", "--json").fine().json
-    assert {tuple(r) for r in rows} == {("table", "exists", "rows", "files", "bytes", "last_commit_at", "snapshots", "behind")}
+    assert {tuple(r) for r in rows} == {
+        ("table", "exists", "rows", "files", "bytes", "last_commit_at", "snapshots", "behind", "ignored")
+    }
 
 
 def test_on_a_small_screen_names_and_numbers_stay_in_one_piece(call: Callable[..., Ran], world: Path) -> None:

@@ -137,7 +137,7 @@ WHERE reason IS NOT NULL
 
 
 def build(inputs: Inputs) -> Built:
-    """Normalise the new rows of raw.stripe_events; unknown object types are left out, broken ones rejected.
+    """Normalise the new rows of raw.stripe_events; unknown object types are left out and counted, broken ones rejected.
 
     Of several deliveries of an event the first receipt counts, whatever the order of the rows; one that says something else is
     rejected as `conflicting_copy`.
@@ -157,7 +157,7 @@ def build(inputs: Inputs) -> Built:
     connection.execute(NORMALISED.format(per_type=per_type), {"statuses": statuses})
     found = pl.DataFrame(connection.execute(VERSIONS).to_arrow_table())
     rejected: pa.Table = connection.execute(REJECTED).to_arrow_table()
+    ((ignored,),) = connection.execute("SELECT count(*) FROM parsed WHERE reason = 'ignored' AND NOT nested").fetchall()
     rows, conflicts = first_copies(found, keys=KEY, first_by=FIRST_BY, content=CONTENT)
-    return Built(
-        rows.to_arrow(), pa.concat_tables([rejected, conflict_letters(conflicts, "recorded_at")], promote_options="permissive")
-    )
+    letters = pa.concat_tables([rejected, conflict_letters(conflicts, "recorded_at")], promote_options="permissive")
+    return Built(rows.to_arrow(), letters, ignored)
