@@ -47,6 +47,25 @@ def first_copies(
     return winners, conflicts.select(*rows.columns, "differs")
 
 
+def of_one_object(
+    rows: pl.DataFrame, *, record: Sequence[str], own: str, about: str, first_by: Sequence[str], delivery: Sequence[str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Of the deliveries of a record that say it is about different things, those that agree with the first count.
+
+    Args:
+        rows: any frame; a delivery gives one row in which `own` is true, which says what the record is about, and any others.
+        record: names the record. about: the column that has to agree. delivery: names the delivery that a row came from.
+
+    Returns:
+        The rows of the deliveries that count; and the own rows of the others, with a column `differs`, as `first_copies`.
+    """
+    first = rows.filter(pl.col(own)).sort(*first_by).unique(list(record), keep="first")
+    told = first.select(*record, pl.col(about).alias("__about"))
+    others = rows.filter(pl.col(own)).join(told, on=list(record)).filter(pl.col(about) != pl.col("__about"))
+    kept = rows.join(others.select(delivery).unique(), on=list(delivery), how="anti", maintain_order="left")
+    return kept, others.select(*rows.columns, pl.lit(about).alias("differs"))
+
+
 def no_conflicts(rows: pl.DataFrame) -> pl.DataFrame:
     """What `first_copies` says of rows that do not contradict each other: none, with their columns and `differs`."""
     return rows.clear().with_columns(pl.lit(None, pl.String).alias("differs"))

@@ -87,6 +87,8 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heads: a table of the last state of each object of the driver: to go on from without its versions (lakehouse/heads.py), or all
       that the transform reads. time: the driver's column (of an insert: the table's own) by which versions follow each other.
     record: (insert) the columns of the key that name the record a row is made of; default: the key.
+    own: (insert) SQL: true of the row that says what its record is about. A record has one; what is delivered under its name
+      later with another key is left out, with all its rows, and goes to dead letters.
     conflict_on: a copy that contradicts the one that counts in these columns goes to dead letters.
     period, unit: (periods) the column of the table that says the day or month (its first day). touched_by: how each input's rows
       fall on periods; a change of an input that is not named touches all.
@@ -98,6 +100,7 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     where: str | None = None
     first_by: list[str] = []
     record: list[str] = []
+    own: str | None = None
     conflict_on: list[str] = []
     heads: str | None = None
     time: str | None = None

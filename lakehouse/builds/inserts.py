@@ -43,6 +43,11 @@ def insert(plan: Plan) -> Staged:
     kept = None
     note: dict[str, str] = {}
     copies, held = _with_copies(plan, rows)
+    if (others := _about_another(plan, copies, held)).num_rows:
+        differs = ", ".join(c for c in plan.declared.primary_key if c not in plan.declared.build.record)
+        told = pl.DataFrame(others).with_columns(pl.lit(differs).alias("differs"))
+        rejected += plan.reject(conflict_letters(told, plan.declared.build.first_by[0]))
+        rows, copies = (_not_delivered_with(plan, part, others) for part in (rows, copies))
     if copies.num_rows:
         key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
         connection.register("__rows", rows)
@@ -94,6 +99,28 @@ def _known(plan: Plan, name: str, ids: pl.Series) -> dict[DataFile, pl.Series]:
             if len(at):
                 found[file] = ids[at]
     return found
+
+
+def _about_another(plan: Plan, copies: pa.Table, held: Sequence[DataFile]) -> pa.Table:
+    """Those of the rows that say of a record which the table has that it is about something else."""
+    connection, build = plan.connection, plan.declared.build
+    if build.own is None or not held or not copies.num_rows:
+        return copies.slice(0, 0)
+    key, record = (", ".join(quote(c) for c in names) for names in (plan.declared.primary_key, build.record))
+    connection.register("__copies", copies)
+    unknown = f"SELECT * FROM __copies ANTI JOIN (SELECT {key} FROM {_near(plan, copies, held)}) USING ({key}) WHERE {build.own}"
+    connection.register("__unknown", others := connection.execute(unknown).to_arrow_table())
+    if not others.num_rows:  # nearly always: a copy is found where its object is, without a look at all the names in a file
+        return others
+    there = f"SELECT {record} FROM {files_sql(plan.table, (f.file_path for f in held))} WHERE {build.own}"
+    return connection.execute(f"SELECT * FROM __unknown SEMI JOIN ({there}) USING ({record})").to_arrow_table()
+
+
+def _not_delivered_with(plan: Plan, rows: pa.Table, others: pa.Table) -> pa.Table:
+    """The rows that came in other records of the topic than `others`."""
+    plan.connection.register("__part", rows)
+    plan.connection.register("__others", others)
+    return plan.connection.execute('SELECT * FROM __part ANTI JOIN __others USING (topic, partition, "offset")').to_arrow_table()
 
 
 def _near(plan: Plan, rows: pa.Table, held: Sequence[DataFile]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lakehouse.builds import inserts
 from lakehouse.lake import Lake, Run, open_lake
 from lakehouse.queries import query
 from lakehouse.runner import run
@@ -69,3 +70,20 @@ def test_the_same_time_again_in_a_later_batch_is_no_conflict(tmp_path: Path) -> 
         run(lake, TABLES)
     assert intervals(lake) == [("trialing", 1, False), ("active", 2, False), ("canceled", 5, True)]
     assert not lake.exists("ops.dead_letters")
+
+
+@pytest.mark.parametrize("indexed_rows", [1, 50_000], ids=["by the index", "by the names"])
+def test_what_is_delivered_later_under_the_id_of_an_event_about_another_object_is_a_conflict(
+    indexed_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inserts, "INDEXED_ROWS", indexed_rows)
+    lake = open_lake(Settings(home=tmp_path), Run("test", "test"))
+    again = {**CREATED, "received": "2026-01-08T00:00:00Z"}
+    other = {**again, "subscription": {"id": "sub_2", "status": "active"}}
+    for batch in ([CREATED], [again, LAST], [other]):
+        feed_stripe(lake, *batch)
+        run(lake, TABLES[:1])
+    rows = query(lake, "SELECT event_id, object_id FROM billing.event_versions ORDER BY event_id").to_pylist()
+    assert rows == [{"event_id": "evt_1", "object_id": "sub_1"}, {"event_id": "evt_3", "object_id": "sub_1"}]
+    letters = query(lake, 'SELECT "offset", reason, detail FROM ops.dead_letters').to_pylist()
+    assert letters == [{"offset": 3, "reason": "conflicting_copy", "detail": "differs from the first receipt in: object_id"}]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import polars as pl
 import pyarrow as pa
 
-from lakehouse.copies import conflict_letters, first_copies
+from lakehouse.copies import conflict_letters, first_copies, of_one_object
 from lakehouse.payloads import payload_text
 from lakehouse.queries import epoch_time, text
 from lakehouse.transforms import Built, Inputs
@@ -139,8 +139,8 @@ WHERE reason IS NOT NULL
 def build(inputs: Inputs) -> Built:
     """Normalise the new rows of raw.stripe_events; unknown object types are left out and counted, broken ones rejected.
 
-    Of several deliveries of an event the first receipt counts, whatever the order of the rows; one that says something else is
-    rejected as `conflicting_copy`.
+    Of several deliveries of an event the first receipt counts, whatever the order of the rows; one that says something else, or
+    is about another object, is rejected as `conflicting_copy`.
     """
     reference = inputs.reference("stripe_objects")
     connection = inputs.connection
@@ -158,6 +158,15 @@ def build(inputs: Inputs) -> Built:
     found = pl.DataFrame(connection.execute(VERSIONS).to_arrow_table())
     rejected: pa.Table = connection.execute(REJECTED).to_arrow_table()
     ((ignored,),) = connection.execute("SELECT count(*) FROM parsed WHERE reason = 'ignored' AND NOT nested").fetchall()
+    found, others = of_one_object(
+        found.with_columns(own=~pl.col("nested")),
+        record=["account", "livemode", "event_id"],
+        own="own",
+        about="object_id",
+        first_by=FIRST_BY,
+        delivery=["topic", "partition", "offset"],
+    )
     rows, conflicts = first_copies(found, keys=KEY, first_by=FIRST_BY, content=CONTENT)
-    letters = pa.concat_tables([rejected, conflict_letters(conflicts, "recorded_at")], promote_options="permissive")
+    told = conflict_letters(pl.concat([others, conflicts]), "recorded_at")
+    rows, letters = rows.drop("own"), pa.concat_tables([rejected, told], promote_options="permissive")
     return Built(rows.to_arrow(), letters, ignored)
