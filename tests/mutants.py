@@ -87,16 +87,16 @@ MUTANTS = (
     ),
     Mutant(
         "closed-interval-end",
-        "lakehouse/asof.py",
-        'strategy="backward",',
-        'strategy="backward",\n            allow_exact_matches=False,',
+        "lakehouse/asof_engines.py",
+        "(index.starts.gather(further - 1) <= at)",
+        "(index.starts.gather(further - 1) < at)",
         "an event at the second of a change belongs to the plan before it",
     ),
     Mutant(
         "interval-end-ignored",
-        "lakehouse/asof.py",
-        "(pl.col(end).is_null() | (pl.col(time) < pl.col(end)))",
-        "pl.lit(value=True)",
+        "lakehouse/asof_engines.py",
+        "pl.when(~expired).then(place)",
+        "place",
         "the last interval counts also after its end",
     ),
     Mutant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import clean, freshness, ingest
+from benchmarks import asof, clean, freshness, ingest
 
 
 def test_ingest_holds_every_event_and_reports_its_figures() -> None:
@@ -22,4 +22,10 @@ def test_clean_counts_each_event_once_and_reports_its_figures() -> None:
     assert run.keys() == {
         "events_per_second", "cpu_us_per_event", "peak_rss_mb", "seconds_at_20m_ids", "seconds_at_200m_ids", "ratio",
     }  # fmt: skip
+    assert all(value > 0 for value in run.values())
+
+
+def test_asof_finds_what_a_range_join_finds_and_reports_its_figures() -> None:
+    run = asof.one_run(0.001, lambda _: None)
+    assert run.keys() == {"rows_per_second", "cpu_us_per_event", "peak_rss_mb"}
     assert all(value > 0 for value in run.values())
