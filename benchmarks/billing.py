@@ -20,10 +20,13 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+from pyiceberg.manifest import DataFile
+from pyiceberg.typedef import Record
 
 from lakehouse.append import append_rows
 from lakehouse.commit import Change, commit
 from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.maintenance.compact import merge_files
 from lakehouse.runner import Report, run
 from lakehouse.settings import Settings
 from lakehouse.staging import stage
@@ -76,7 +79,10 @@ FROM (
 
 
 def _fill(lake: Lake, versions: int, customers: int, begin: int, say: Callable[[str], None]) -> None:
-    """Commit that many versions to billing.event_versions as if they had been received, and raw's positions with them."""
+    """Commit that many versions to billing.event_versions as if they had been received, and raw's positions with them.
+
+    Its files are as maintenance leaves them: an object's versions lie side by side.
+    """
     append_rows(lake, "raw.stripe_events", _raw([]), {}, {(TOPIC, 0): versions}, {TOPIC: "bench"})
     name = "billing.event_versions"
     table, declared = lake.open_for_write(name), lake.declaration(name)
@@ -89,7 +95,17 @@ def _fill(lake: Lake, versions: int, customers: int, begin: int, say: Callable[[
             known = {"begin": begin, "step": step, "topic": TOPIC, "customers": customers}
             rows = connection.execute(VERSIONS, {**known, "first": first, "last": min(first + CHUNK, versions)}).to_arrow_table()
         files += stage(table, declared, rows)
+    say("compacting them")
+    files = [merged for part in _of_partitions(files) for merged in merge_files(lake, declared, table, part)]
     commit(table, lake.run, Change(name, {(TOPIC, 0): 0}, {(TOPIC, 0): versions}, add=files))
+
+
+def _of_partitions(files: list[DataFile]) -> list[list[DataFile]]:
+    """The files of each partition."""
+    found: dict[Record, list[DataFile]] = {}
+    for file in files:
+        found.setdefault(file.partition, []).append(file)
+    return list(found.values())
 
 
 def _raw(rows: list[tuple[bytes, datetime]], first: int = 0) -> pa.Table:

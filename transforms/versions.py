@@ -32,7 +32,9 @@ def ordered_versions(
     found = _carried(inputs, "billing.event_versions", told, object_type, kinds)
     progress = progress_of(inputs.reference("life_cycles"))
     in_order = sequence_in_second(found, keys=KEYS, time="created_at", progress=progress).sort(*KEYS, "created_at", "sequence")
-    return _typed(inputs, in_order.with_columns(pl.col(list(kinds)).forward_fill().over(KEYS)), kinds)
+    # what all versions carry, or none, has nothing to be filled in
+    partly = [name for name in kinds if 0 < in_order[name].null_count() < in_order.height]
+    return _typed(inputs, in_order.with_columns(pl.col(partly).forward_fill().over(KEYS)), kinds)
 
 
 def last_versions(
@@ -69,8 +71,8 @@ def _typed(inputs: Inputs, rows: pl.DataFrame, kinds: Mapping[str, str]) -> pl.D
     kept = ["account", "object_id", "created_at", "sequence", "deleted", "recorded_at"]
     inputs.connection.register("__filled", rows.select(*kept, *kinds).to_arrow())
     typed = ", ".join([*kept, *(typed_sql(quote(name), kind, name) for name, kind in kinds.items())])
-    found = inputs.connection.execute(f"SELECT {typed} FROM __filled ORDER BY account, object_id, created_at, sequence")
-    return pl.DataFrame(found.to_arrow_table())
+    found = inputs.connection.execute(f"SELECT {typed} FROM __filled").to_arrow_table()
+    return pl.DataFrame(found).sort(*KEYS, "created_at", "sequence")
 
 
 def latest(inputs: Inputs, object_type: str, key: str) -> pl.DataFrame:
