@@ -45,7 +45,7 @@ def subscription_states(inputs: Inputs, versions: pl.DataFrame) -> pl.DataFrame:
     statuses = pl.DataFrame(inputs.reference("statuses")).select("status", "billing_status")
     # of a single item the subscription's own columns say it all, unless its price is a fraction of a minor unit
     first, second = (pl.col("items").str.json_path_match(f"$[{i}]").is_not_null() for i in (0, 1))
-    parted = (second | (first & pl.col("unit_amount_minor").is_null())).fill_null(value=False)
+    parted = versions.select(second | (first & pl.col("unit_amount_minor").is_null())).to_series().fill_null(value=False)
     items = unnested(inputs, versions.filter(parted), "subscription", "items")
     monthly = _monthly(inputs, pl.concat([versions.filter(~parted), items], how="diagonal_relaxed"))
     return (
