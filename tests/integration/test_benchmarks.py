@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import asof, clean, freshness, ingest
+from benchmarks import asof, clean, freshness, ingest, repair
 
 
 def test_ingest_holds_every_event_and_reports_its_figures() -> None:
@@ -29,3 +29,11 @@ def test_asof_finds_what_a_range_join_finds_and_reports_its_figures() -> None:
     run = asof.one_run(0.001, lambda _: None)
     assert run.keys() == {"rows_per_second", "cpu_us_per_event", "peak_rss_mb"}
     assert all(value > 0 for value in run.values())
+
+
+def test_repair_rewrites_what_changed_and_reports_its_figures() -> None:
+    run = repair.one_run(0.001, lambda _: None)
+    figures = ("seconds", "cpu_seconds", "files", "mb", "rows_changed", "amplification")
+    assert run.keys() == {f"{case}_{figure}" for case in ("hour", "thousandth", "hundredth", "tenth") for figure in figures}
+    assert run["hour_files"] <= 1
+    assert run["tenth_files"] > 0

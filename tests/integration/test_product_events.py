@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from lakehouse.errors import UsageError
+from lakehouse.errors import Terminal, UsageError
 from lakehouse.lake import Lake, Run, history, open_lake
 from lakehouse.rollback import rollback_table
 from lakehouse.runner import run, run_table
 from lakehouse.settings import Settings
-from tests.feed import CLEAN, feed_crm, feed_members, feed_product, feed_stripe, rows
+from tests.feed import CLEAN, feed_crm, feed_members, feed_product, feed_stripe, rewritten, rows
 
 RECEIVED = "2026-01-10T12:00:05Z"
 ALL = 'SELECT * EXCLUDE (topic, partition, "offset") FROM product.events ORDER BY event_id'
@@ -311,6 +312,22 @@ def test_repair_equals_a_full_recompute_and_leaves_other_files_alone(tmp_path: P
     feed_product(again, *events, received=RECEIVED)
     run(again)
     assert rows(road, ALL) == rows(again, ALL)
+
+
+def test_a_timeline_that_overlaps_holds_the_events_back_until_it_is_right(road: Lake) -> None:
+    feed_product(road, {"event_id": "a"}, received=RECEIVED)
+    run(road)
+    right = road.load("billing.plan_timeline").current_snapshot()
+    assert right is not None
+    an_hour_later = pl.col("valid_from") + pl.duration(hours=1)
+    rewritten(road, "billing.plan_timeline", lambda t: pl.concat([t, t.with_columns(an_hour_later, plan=pl.lit("pro"))]))
+    feed_product(road, {"event_id": "b"}, received=RECEIVED)
+    with pytest.raises(Terminal, match="1 intervals overlap the one before them for the same account, customer_id"):
+        run(road, CLEAN)
+    assert [r["event_id"] for r in rows(road, OUTCOME)] == ["a"], "nothing is published"
+    rollback_table(road, "billing.plan_timeline", right.snapshot_id)
+    run(road, CLEAN)
+    assert [(r["event_id"], r["plan"]) for r in rows(road, OUTCOME)] == [("a", "starter"), ("b", "starter")]
 
 
 def test_running_again_changes_nothing(road: Lake) -> None:
