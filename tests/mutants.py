@@ -142,6 +142,20 @@ MUTANTS = (
         "a late membership does not correct the events already attributed",
     ),
     Mutant(
+        "logins-correct-nothing",
+        "transforms/product/attribution.py",
+        "LEFT JOIN __dirty_anonymous a ON e.workspace_id IS NULL AND ",
+        "LEFT JOIN __dirty_anonymous a ON false AND ",
+        "an identify event does not correct what its device did before",
+    ),
+    Mutant(
+        "second-mapping-is-a-move",
+        "transforms/billing/workspace_customer_history.py",
+        """("workspace_id", "coalesce(mapping_id, '') AS mapping")""",
+        """("workspace_id",)""",
+        "a workspace that two rows of the CRM give to two customers belongs to the one entered last",
+    ),
+    Mutant(
         "identity-from-now-on",
         "transforms/product/attribution.py",
         'pl.when(first).then(pl.col("valid_from") - lookback)',
@@ -303,11 +317,11 @@ def caught_by(folder: Path, world: Sequence[str] = WORLD) -> str | None:
     environment |= {"PYTHONPATH": str(folder), "LAKEHOUSE_HOME": str(folder / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
     run = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     demo = subprocess.run(
-        [sys.executable, "-c", "from lakehouse.cli import main; main()", *world], timeout=300, check=False, **run
+        [sys.executable, "-c", "from lakehouse.cli import main; main()", *world], timeout=900, check=False, **run
     )
     if demo.returncode:
         return "verify" if demo.returncode == 3 else f"demo (exit {demo.returncode})"
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", *TESTS], timeout=600, check=False, **run)
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", *TESTS], timeout=900, check=False, **run)
     return "tests" if tests.returncode == 1 else None
 
 
