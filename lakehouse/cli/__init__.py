@@ -10,6 +10,8 @@ from typing import NoReturn
 from lakehouse.errors import LakehouseError
 
 STOPPED = 130
+DUCKDB_STOPPED = "Query interrupted"
+"""What DuckDB says, as a RuntimeError, when a signal came while it was at work: the KeyboardInterrupt does not get through."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         _tell(str(error), "error: ")
         sys.exit(error.exit_code)
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error) == DUCKDB_STOPPED:
+            _stopped("stopped; what was committed stays, run it again to go on", before_it_began=False)
         if (message := _explained(error)) is None:
             raise
         _tell(message, "error: ")

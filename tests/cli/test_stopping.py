@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pytest
 from command import Ran, finish, start
 
@@ -57,3 +59,14 @@ def test_a_signal_before_the_first_batch(
         signal.signal(signal.SIGINT, before)
     assert ran.code == code
     assert ("stopped before it began" in ran.err) == (code == 0)
+
+
+def test_a_signal_while_duckdb_is_at_work(call: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB makes an error of its own of it, in which nobody would see that the command was only stopped."""
+
+    def at_work(_settings: object) -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        duckdb.execute("SELECT count(*) FROM range(1_000_000_000) a, range(1_000) b WHERE a.range % 7 = b.range % 5")
+
+    monkeypatch.setattr(lakehouse.cli.ingest, "find_services", at_work)
+    call("ingest").failed(130, "stopped; what was committed stays, run it again to go on")

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from lakehouse import jobs
 from lakehouse.audit import Audited, audit, audits
 from lakehouse.errors import ChecksFailed, DeclarationError, UsageError
-from lakehouse.lake import Lake, Run, open_lake
+from lakehouse.lake import Lake, Run, history, open_lake
 from lakehouse.runner import run
 from lakehouse.settings import Settings
 from lakehouse.transforms import load_transforms, with_inputs
@@ -122,6 +122,12 @@ def test_what_was_learnt_and_not_taken_up_disagrees_until_it_is(lake: Lake) -> N
     for name, location in before.items():
         lake.catalog.drop_table(name)
         lake.catalog.register_table(name, location)
+
+
+def test_the_tables_can_be_audited_as_they_were(lake: Lake) -> None:
+    first = history(lake.load(EVENTS))[-1]
+    found = audit(lake, "attribution", sample=1_000, days=365, as_of=first.snapshot_id)
+    assert (found.checked, found.share) == (131, 1.0)
 
 
 def test_the_seed_picks_the_sample_and_the_window_bounds_it(lake: Lake) -> None:
