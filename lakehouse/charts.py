@@ -25,6 +25,8 @@ THEME: dict[str, Any] = {
     "background": None,
     "font": FONT,
     "view": {"stroke": None},
+    # a reader's font may be wider than the one that labels are measured in here: room to the left of the longest
+    "padding": {"left": 16, "right": 5, "top": 5, "bottom": 5},
     "axis": {
         "labelColor": "var(--soft)",
         "titleColor": "var(--soft)",
