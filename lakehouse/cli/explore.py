@@ -361,7 +361,7 @@ def status(as_json: AsJson = False) -> None:
     for row in rows:
         if row["ignored"]:
             said = f"records of a kind that {row['table']} does not keep; they stay in raw"
-            out.print(f"\nignored: {row['ignored']:,} {said}", soft_wrap=True)
+            out.print(f"\nignored: {row['ignored']:,} {said}")
     if not any(r["rows"] for r in rows):
         out.print("\nThe lake is empty. Fill it: [bold]lakehouse demo[/]")
     elif any(r["behind"] for r in rows):
