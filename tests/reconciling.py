@@ -71,7 +71,7 @@ def feed(lake: Lake, records: Sequence[Record]) -> None:
         )
         with connect(lake.settings) as connection:
             _append(lake, "raw.stripe_events", "stripe", with_envelope(connection, rows))
-    run(lake, ["billing.event_versions"])
+    run(lake, ["billing.event_versions", "billing.object_heads"])
 
 
 def event(number: int, at: int, obj: dict[str, Any], kind: str = "customer.updated", **changes: Any) -> StripeEvent:

@@ -36,7 +36,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def name_of(b: Bench, customer_id: str = "cus_1") -> Any:
-    run(b.lake(), ["billing.customers"])
+    run(b.lake(), ["billing.object_heads", "billing.customers"])
     found = rows(b.lake(), f"SELECT name FROM billing.customers WHERE customer_id = '{customer_id}'")
     return found[0]["name"] if found else None
 
