@@ -17,13 +17,12 @@ from pyiceberg.table.update import TableUpdate
 from lakehouse import failpoints
 from lakehouse.checks import check_rows, check_staged
 from lakehouse.commit import Change, Committed, commit
+from lakehouse.coordinates import COORDINATES
 from lakehouse.errors import Retryable
 from lakehouse.lake import Lake
 from lakehouse.positions import TopicPartition, Vector
 from lakehouse.queries import connect
 from lakehouse.staging import ROW_GROUP_BYTES, OpenFiles, conform, refuse_nulls
-
-COORDINATES = ["topic", "partition", "offset"]
 
 
 class Append:

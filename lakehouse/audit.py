@@ -17,15 +17,16 @@ import polars as pl
 import yaml
 
 from lakehouse import metrics
+from lakehouse.coordinates import COORDINATES
 from lakehouse.declarations import Declaration
-from lakehouse.errors import DeclarationError, UsageError
+from lakehouse.errors import ChecksFailed, DeclarationError, UsageError
 from lakehouse.lake import Lake
 from lakehouse.outages import reaching
+from lakehouse.plans import frame
 from lakehouse.queries import bind_lake, bind_reference, bind_sql, connect, quote, tables_read
 
 SAMPLE = "audit.sample"
 EXAMPLES = 10
-COORDINATES = ("topic", "partition", "offset")
 
 
 class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,6 +133,15 @@ def audit(
     return done
 
 
+def refuse_disagreement(found: Audited, at_least: float) -> None:
+    """Raise ChecksFailed if a smaller share than `at_least` of the rows checked agrees."""
+    if found.share < at_least:
+        raise ChecksFailed(
+            f"{found.table}: {found.agree:,} of {found.checked:,} rows agree; see: lakehouse audit {found.audit} "
+            f"--seed {found.seed} (a share of at least {at_least} was asked for)"
+        )
+
+
 def _pick(
     connection: duckdb.DuckDBPyConnection,
     asked: Audit,
@@ -170,9 +180,7 @@ def _derive(
     """The rows picked as they are stored, and what the query says of them."""
     columns = ", ".join(f'"{c}"' for c in dict.fromkeys([*table.primary_key, *asked.given]))
     bind_sql(connection, SAMPLE, f"(SELECT {columns} FROM picked)")
-    return pl.DataFrame(connection.execute("FROM picked").to_arrow_table()), pl.DataFrame(
-        connection.execute(text).to_arrow_table()
-    )
+    return frame(connection, "FROM picked"), frame(connection, text)
 
 
 def _compare(stored: pl.DataFrame, derived: pl.DataFrame, key: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:

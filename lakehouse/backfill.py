@@ -23,7 +23,7 @@ import pyarrow as pa
 from lakehouse.checks import check_staged
 from lakehouse.commit import Change, commit, scope_of
 from lakehouse.content import content_of
-from lakehouse.coordinates import coordinates_sql
+from lakehouse.coordinates import COORDINATES, coordinates_sql
 from lakehouse.cuts import consistent_cut, raw_roots
 from lakehouse.errors import Terminal, UsageError
 from lakehouse.lake import Lake, Run, open_lake
@@ -37,7 +37,6 @@ from lakehouse.settings import Settings
 from lakehouse.transforms import Transform, load_transforms, upstream, with_inputs
 
 Say = Callable[[str, int, int], None]
-COORDINATES = ["topic", "partition", "offset"]
 
 
 class Slice(msgspec.Struct, frozen=True):

@@ -16,6 +16,9 @@ from lakehouse.positions import TopicPartition, Vector
 from lakehouse.predicates import all_of, any_of, at_least, below, equal
 from lakehouse.queries import empty_sql, files_sql, text
 
+COORDINATES = ["topic", "partition", "offset"]
+"""Where a record lies in Kafka: what names it in every table that carries them."""
+
 GAP = 50_000  # offsets: coordinates further apart than this are looked for as two ranges
 
 
@@ -32,15 +35,14 @@ def coordinates_sql(connection: duckdb.DuckDBPyConnection, table: Table, snapsho
 
     The relation `__coordinates` of the connection holds them. Only files that may hold one of them are read.
     """
-    columns = ["topic", "partition", "offset"]
     spans: list[tuple[str, int, int, int]] = []
-    for topic, partition, offset in sorted(zip(*(coordinates.column(c).to_pylist() for c in columns), strict=True)):
+    for topic, partition, offset in sorted(zip(*(coordinates.column(c).to_pylist() for c in COORDINATES), strict=True)):
         last = spans[-1] if spans else None
         if last and last[:2] == (topic, partition) and offset - last[3] < GAP:
             spans[-1] = (*last[:3], offset + 1)
         else:
             spans.append((topic, partition, offset, offset + 1))
-    connection.register("__coordinates", coordinates.select(columns))
+    connection.register("__coordinates", coordinates.select(COORDINATES))
     return f'(SELECT * FROM {_spans_sql(table, snapshot, spans)} SEMI JOIN __coordinates USING (topic, partition, "offset"))'
 
 

@@ -23,6 +23,7 @@ from pyiceberg.table import Table
 from sqlglot import exp
 
 from lakehouse.completeness import Standing, said, standings
+from lakehouse.coordinates import COORDINATES
 from lakehouse.cuts import raw_roots
 from lakehouse.declarations import Declaration, Explained
 from lakehouse.errors import UsageError
@@ -36,7 +37,6 @@ from lakehouse.transforms import load_transforms
 Row = dict[str, Any]
 WITHHELD = "(withheld)"
 MASKED = ("personal", "restricted")
-COORDINATES = ("topic", "partition", "offset")
 
 
 @dataclass(frozen=True)

@@ -104,14 +104,12 @@ def audit(name: str, at_least: float = 0.999) -> dict[str, Any]:
         ChecksFailed: a smaller share than `at_least` agrees.
     """
     from lakehouse.audit import audit as derive_again
+    from lakehouse.audit import refuse_disagreement
 
     settings = load_settings()
     found = derive_again(open_lake(settings), name, sample=10_000, seed=datetime.now(UTC).toordinal(), days=30)
     metrics.dump_if_asked(settings)
-    if found.share < at_least:
-        raise ChecksFailed(
-            f"{found.table}: {found.agree} of {found.checked} rows agree; see: lakehouse audit {name} --seed {found.seed}"
-        )
+    refuse_disagreement(found, at_least)
     told: dict[str, Any] = msgspec.to_builtins(found)
     return told
 

@@ -19,7 +19,7 @@ from pyiceberg.table import Table
 
 from lakehouse.commit import Scope
 from lakehouse.completeness import complete_until
-from lakehouse.coordinates import below_sql, coordinates_sql, ranges_sql
+from lakehouse.coordinates import COORDINATES, below_sql, coordinates_sql, ranges_sql
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
 from lakehouse.lake import Lake
@@ -101,10 +101,10 @@ class Plan:
         if refused is None or refused.num_rows == 0:
             return 0
         if self.again is not None:
-            rows, keys = pl.DataFrame(refused), ["topic", "partition", "offset"]
-            again = pl.DataFrame(self.again.select(keys))
-            self.refused.append(rows.join(again, on=keys, how="semi").to_arrow())
-            refused = rows.join(again, on=keys, how="anti").to_arrow()
+            rows = pl.DataFrame(refused)
+            again = pl.DataFrame(self.again.select(COORDINATES))
+            self.refused.append(rows.join(again, on=COORDINATES, how="semi").to_arrow())
+            refused = rows.join(again, on=COORDINATES, how="anti").to_arrow()
         return write_dead_letters(self.lake, self.declared.table, refused)
 
     def new_rows(self, name: str, columns: str) -> pa.Table:

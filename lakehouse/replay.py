@@ -15,15 +15,13 @@ from datetime import UTC, datetime
 import polars as pl
 import pyarrow as pa
 
-from lakehouse.coordinates import coordinates_sql
-from lakehouse.dead_letters import KEY, open_letters, settle, take_up
+from lakehouse.coordinates import COORDINATES, coordinates_sql
+from lakehouse.dead_letters import open_letters, settle, take_up
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake
 from lakehouse.queries import connect
 from lakehouse.runner import run, take_up_again
 from lakehouse.transforms import Transform, load_transforms, upstream
-
-COORDINATES = KEY[1:]
 
 
 @dataclass(frozen=True)

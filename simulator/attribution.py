@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from simulator.search import begun, row_of
 from simulator.timeline import PlanInterval
-from simulator.workspaces import Workspace, sorted_key
+from simulator.workspaces import Workspace
 
 RESOLVED, UNMAPPED, UNSUBSCRIBED, AMBIGUOUS = "resolved", "unmapped_workspace", "no_subscription", "ambiguous"
 PLAN = ("subscription_id", "plan", "price_id", "billing_status")
@@ -30,10 +31,7 @@ def owners(events: pl.DataFrame, workspaces: Sequence[Workspace], customers: Seq
     schema = {"workspace": pl.Int64, "since": pl.Int64, "owner": pl.Int64, "two": pl.Boolean}
     table = pl.DataFrame(rows, schema=schema, orient="row")
     known = events["workspace"].cast(pl.Int64).fill_null(-1)
-    keys = sorted_key(table["workspace"], table["since"])
-    found = keys.search_sorted(sorted_key(known, events["occurred_at"]), side="right").cast(pl.Int64) - 1
-    matched = table[found.clip(lower_bound=0)]
-    own = (found >= 0) & (matched["workspace"] == known)
+    matched, own = row_of(table, "workspace", known, begun(table, "workspace", "since", known, events["occurred_at"]) - 1)
     return matched.select(owner=pl.when(own).then("owner"), two=pl.when(own).then("two").otherwise(pl.lit(value=False)))
 
 
@@ -49,11 +47,7 @@ def plans(
     schema = {"owner": pl.Int64, "since": pl.Int64} | dict.fromkeys(PLAN, pl.String)
     table = pl.DataFrame(rows, schema=schema, orient="row")
     known = owner.fill_null(-1)
-    found = (
-        sorted_key(table["owner"], table["since"]).search_sorted(sorted_key(known, occurred_at), side="right").cast(pl.Int64) - 1
-    )
-    matched = table[found.clip(lower_bound=0)]
-    own = (found >= 0) & (matched["owner"] == known)
+    matched, own = row_of(table, "owner", known, begun(table, "owner", "since", known, occurred_at) - 1)
     return matched.select(pl.when(own).then(pl.col(PLAN)))
 
 

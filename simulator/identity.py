@@ -13,7 +13,8 @@ from random import Random
 
 import polars as pl
 
-from simulator.workspaces import BETWEEN_CHANGES, DAY, Workspace, sorted_key
+from simulator.search import begun, row_of
+from simulator.workspaces import BETWEEN_CHANGES, DAY, Workspace
 
 # What an event says of whose it is. An identify event names the device and its user, and no workspace.
 EVERYTHING, NO_WORKSPACE, ONLY_DEVICE, IDENTIFY = range(4)
@@ -161,14 +162,10 @@ def _identified(events: pl.DataFrame, records: pl.DataFrame) -> pl.Series:
     )
     if said.is_empty():
         return pl.Series([None] * events.height, dtype=pl.UInt32)
-    keys = sorted_key(said["device"], said["occurred_at"])
-    after = keys.search_sorted(sorted_key(events["device"], events["occurred_at"]), side="right").cast(pl.Int64)
-    last, first = said[(after - 1).clip(lower_bound=0)], said[after.clip(upper_bound=said.height - 1)]
-    before = (after > 0) & (last["device"] == events["device"])
-    soon = (
-        (after < said.height)
-        & (first["device"] == events["device"])
-        & (first["occurred_at"] - LOOKBACK_MS <= events["occurred_at"])
-    )
+    device = events["device"]
+    after = begun(said, "device", "occurred_at", device, events["occurred_at"])
+    last, before = row_of(said, "device", device, after - 1)
+    first, later = row_of(said, "device", device, after)
+    soon = later & (first["occurred_at"] - LOOKBACK_MS <= events["occurred_at"])
     told = pl.DataFrame({"before": before, "soon": soon, "last": last["user"], "first": first["user"]})
     return told.select(pl.when("before").then("last").when("soon").then("first")).to_series()

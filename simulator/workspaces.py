@@ -8,8 +8,6 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING
 
-import polars as pl
-
 from simulator.chance import base62
 from simulator.state import Customer
 
@@ -171,8 +169,3 @@ def make_memberships(
         if stay.end is not None:
             changes.append(MembershipChange(_entered(rng, stay.end), *told, _moment(stay.end), deleted=True))
     return sorted(changes, key=lambda change: (change.visible_at, change.user_id, change.workspace_id))
-
-
-def sorted_key(group: pl.Series, ms: pl.Series) -> pl.Series:
-    """One sortable number of a group and a time (epoch ms stay below 2**42 until the year 2109)."""
-    return group.cast(pl.Int64) * (1 << 42) + ms

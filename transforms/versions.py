@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from lakehouse.chains import sequence_in_second
+from lakehouse.plans import frame
 from lakehouse.queries import quote
 from lakehouse.transforms import Inputs
 from transforms.life_cycles import progress_of
@@ -71,8 +72,7 @@ def _typed(inputs: Inputs, rows: pl.DataFrame, kinds: Mapping[str, str]) -> pl.D
     kept = ["account", "object_id", "created_at", "sequence", "deleted", "recorded_at"]
     inputs.connection.register("__filled", rows.select(*kept, *kinds).to_arrow())
     typed = ", ".join([*kept, *(typed_sql(quote(name), kind, name) for name, kind in kinds.items())])
-    found = inputs.connection.execute(f"SELECT {typed} FROM __filled").to_arrow_table()
-    return pl.DataFrame(found).sort(*KEYS, "created_at", "sequence")
+    return frame(inputs.connection, f"SELECT {typed} FROM __filled").sort(*KEYS, "created_at", "sequence")
 
 
 def latest(inputs: Inputs, object_type: str, key: str) -> pl.DataFrame:

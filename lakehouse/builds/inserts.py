@@ -9,6 +9,7 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
 from lakehouse.commit import scope_of
+from lakehouse.coordinates import COORDINATES
 from lakehouse.copies import conflict_letters, first_copies
 from lakehouse.dead_letters import understood
 from lakehouse.heads import REDATED
@@ -120,7 +121,8 @@ def _not_delivered_with(plan: Plan, rows: pa.Table, others: pa.Table) -> pa.Tabl
     """The rows that came in other records of the topic than `others`."""
     plan.connection.register("__part", rows)
     plan.connection.register("__others", others)
-    return plan.connection.execute('SELECT * FROM __part ANTI JOIN __others USING (topic, partition, "offset")').to_arrow_table()
+    using = ", ".join(quote(c) for c in COORDINATES)
+    return plan.connection.execute(f"SELECT * FROM __part ANTI JOIN __others USING ({using})").to_arrow_table()
 
 
 def _near(plan: Plan, rows: pa.Table, held: Sequence[DataFile]) -> str:

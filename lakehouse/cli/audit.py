@@ -9,13 +9,11 @@ import msgspec
 import typer
 
 from lakehouse import metrics
-from lakehouse.audit import Audited
+from lakehouse.audit import Audited, refuse_disagreement
 from lakehouse.audit import audit as derive_again
 from lakehouse.cli.app import AsJson, app, lake, out, print_json, print_rows
 from lakehouse.cli.explore import parse_as_of
-from lakehouse.errors import ChecksFailed, UsageError
-
-Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])]
+from lakehouse.errors import UsageError
 
 
 @app.command()
@@ -52,8 +50,7 @@ def audit(
         print_json({**msgspec.to_builtins(found), "at_least": at_least})
     else:
         _tell(found)
-    if found.share < at_least:
-        raise ChecksFailed(f"{found.table}: {found.agree:,} of {found.checked:,} rows agree, a share of less than {at_least}")
+    refuse_disagreement(found, at_least)
 
 
 def _tell(found: Audited) -> None:

@@ -15,6 +15,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import PrimitiveType
 
 from lakehouse.commit import Change, commit
+from lakehouse.coordinates import COORDINATES
 from lakehouse.dead_letters import open_letters
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Replan, Retryable
@@ -27,7 +28,6 @@ from lakehouse.transforms import load_transforms, upstream
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_PLANS = 5
-COORDINATES = ("topic", "partition", "offset")
 
 
 def outdated(table: Table, declared: Declaration, now: datetime) -> list[DataFile]:

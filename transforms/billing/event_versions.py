@@ -9,6 +9,7 @@ from __future__ import annotations
 import polars as pl
 import pyarrow as pa
 
+from lakehouse.coordinates import COORDINATES
 from lakehouse.copies import conflict_letters, first_copies, of_one_object
 from lakehouse.payloads import payload_text
 from lakehouse.queries import epoch_time, text
@@ -18,7 +19,7 @@ from transforms.stripe_shapes import nested_sql, normalise_sql, object_types, sh
 INPUTS = ("raw.stripe_events",)
 
 KEY = ("account", "livemode", "event_id", "object_id")
-FIRST_BY = ("recorded_at", "topic", "partition", "offset")
+FIRST_BY = ("recorded_at", *COORDINATES)
 CONTENT = ("event_type", "object_type", "created_at", "state", "previous")
 """What two deliveries of one event must agree in; delivery fields (`pending_webhooks`) are not among what is kept."""
 
@@ -164,7 +165,7 @@ def build(inputs: Inputs) -> Built:
         own="own",
         about="object_id",
         first_by=FIRST_BY,
-        delivery=["topic", "partition", "offset"],
+        delivery=COORDINATES,
     )
     rows, conflicts = first_copies(found, keys=KEY, first_by=FIRST_BY, content=CONTENT)
     told = conflict_letters(pl.concat([others, conflicts]), "recorded_at")
