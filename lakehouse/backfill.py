@@ -31,7 +31,7 @@ from lakehouse.live import files_where
 from lakehouse.plans import Plan, count_rows, live_files, stage_with
 from lakehouse.positions import vector_of
 from lakehouse.predicates import all_of, at_least, below
-from lakehouse.queries import connect, empty_sql, files_sql, quote
+from lakehouse.queries import connect, empty_sql, fetch, files_sql, quote
 from lakehouse.runner import planned_again, run, take_up_again
 from lakehouse.settings import Settings
 from lakehouse.transforms import Transform, load_transforms, upstream, with_inputs
@@ -154,7 +154,7 @@ def _derive_once(lake: Lake, name: str, transforms: dict[str, Transform], start:
         if wanted == content_of(connection, "__held", declared.column_names):
             return made
         _refuse_lost(plan)
-        kept = connection.execute(f"SELECT {columns} FROM {held} WHERE NOT ({within})").to_arrow_table()
+        kept = fetch(connection, f"SELECT {columns} FROM {held} WHERE NOT ({within})")
         add = stage_with(plan, rows, kept)
         check_staged(connection, declared, add)
         differ = f"(SELECT {columns} FROM __derived EXCEPT ALL SELECT {columns} FROM __held)"
@@ -185,9 +185,10 @@ def _refuse_lost(plan: Plan) -> None:
     """A row may only go or change if its record is still in raw: what retention has dropped cannot be made again."""
     source = plan.declared.build.driver
     assert source is not None
-    gone = plan.connection.execute(
-        'SELECT DISTINCT topic, partition, "offset" FROM __held ANTI JOIN __derived USING (topic, partition, "offset")'
-    ).to_arrow_table()
+    gone = fetch(
+        plan.connection,
+        'SELECT DISTINCT topic, partition, "offset" FROM __held ANTI JOIN __derived USING (topic, partition, "offset")',
+    )
     if gone.num_rows == 0:
         return
     table, snapshot = plan.pinned[source]

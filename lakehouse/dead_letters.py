@@ -18,7 +18,7 @@ from lakehouse.errors import Replan
 from lakehouse.lake import Lake
 from lakehouse.live import files_where
 from lakehouse.predicates import all_of, at_least, at_most, below, equal, is_null
-from lakehouse.queries import connect, files_sql
+from lakehouse.queries import connect, fetch, files_sql
 from lakehouse.staging import stage
 
 TABLE = "ops.dead_letters"
@@ -154,7 +154,7 @@ def _rewrite_once(lake: Lake, consumer: str, found: pl.DataFrame, held: BooleanE
     with connect(lake.settings) as connection:
         connection.register("__found", found.to_arrow())
         letters = files_sql(table, (f.file_path for f in files))
-        rows = connection.execute(sql.format(letters=letters), {"at": at, "consumer": consumer}).to_arrow_table()
+        rows = fetch(connection, sql.format(letters=letters), {"at": at, "consumer": consumer})
     add = stage(table, lake.declaration(TABLE), rows)
     commit(
         table,

@@ -22,7 +22,7 @@ from lakehouse.lake import Lake
 from lakehouse.live import files_where
 from lakehouse.positions import Vector, vector_of
 from lakehouse.predicates import all_of, equal
-from lakehouse.queries import connect, files_sql
+from lakehouse.queries import connect, fetch, files_sql
 from lakehouse.staging import stage
 
 TABLE = "ops.reconciliation_drift"
@@ -213,5 +213,5 @@ def _rows_of(lake: Lake, table: Table, files: Sequence[DataFile]) -> pl.DataFram
         return empty
     with connect(lake.settings) as connection:
         chosen = ", ".join(f'"{c}"' for c in columns)
-        rows = connection.execute(f"SELECT {chosen} FROM {files_sql(table, (f.file_path for f in files))}").to_arrow_table()
+        rows = fetch(connection, f"SELECT {chosen} FROM {files_sql(table, (f.file_path for f in files))}")
     return pl.DataFrame(rows).cast(dict(empty.schema))  # type: ignore[arg-type]

@@ -31,7 +31,17 @@ from lakehouse.lake import Lake, history, snapshot_inputs
 from lakehouse.live import entries_where
 from lakehouse.outages import reaching
 from lakehouse.predicates import all_of, equal
-from lakehouse.queries import bind_reference, bind_table, connect, files_sql, parameters_of, path_for_duckdb, quote, tables_read
+from lakehouse.queries import (
+    bind_reference,
+    bind_table,
+    connect,
+    fetch,
+    files_sql,
+    parameters_of,
+    path_for_duckdb,
+    quote,
+    tables_read,
+)
 from lakehouse.transforms import load_transforms
 
 Row = dict[str, Any]
@@ -192,7 +202,7 @@ def _literal(value: Any) -> str:
 def _rows(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Row | None = None) -> list[Row]:
     try:
         with reaching("reading the lake"):
-            return connection.execute(sql, parameters or None).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+            return fetch(connection, sql, parameters or None).to_pylist()  # type: ignore[no-any-return]
     except duckdb.Error as error:
         raise UsageError(f"SQL error: {error}") from None
 

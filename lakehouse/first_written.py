@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from lakehouse.lake import Lake, history, snapshot_vector
-from lakehouse.queries import bind_table, connect, quote
+from lakehouse.queries import bind_table, connect, fetch, quote
 
 
 def first_written(lake: Lake, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -27,10 +27,11 @@ def first_written(lake: Lake, name: str, columns: Sequence[str]) -> Iterator[pa.
             bind_table(connection, name, table, snapshot.snapshot_id)
             connection.register("__before", pa.Table.from_pylist(before, schema=schema))
             listed = ", ".join(f'"{c}"' for c in columns)
-            yield connection.execute(
+            yield fetch(
+                connection,
                 f"""
                 SELECT {listed} FROM {quote(name)} LEFT JOIN __before USING (topic, partition)
                 WHERE "offset" >= coalesce(reached, 0)
-                """
-            ).to_arrow_table()
+                """,
+            )
         reached = vector

@@ -14,7 +14,7 @@ from lakehouse.keyed import among_sql, files_with
 from lakehouse.lake import history, snapshot_vector
 from lakehouse.plans import Plan
 from lakehouse.positions import vector_of
-from lakehouse.queries import empty_sql
+from lakehouse.queries import empty_sql, fetch
 
 REDATED = "redated"
 """In the summary of a snapshot: a row has made way for a copy of a later time. Who takes it up cannot go on from heads."""
@@ -95,7 +95,7 @@ def split_keys(plan: Plan, new: str) -> str | None:
     matched = next((key for key, source in build.by.items() if source == column), None)
     if matched is None:
         return None
-    objects = connection.execute(f'SELECT DISTINCT "{matched}" FROM __keys').to_arrow_table().column(0)
+    objects = fetch(connection, f'SELECT DISTINCT "{matched}" FROM __keys').column(0)
     heads = heads_sql(plan, objects)
     if heads is None:
         return None

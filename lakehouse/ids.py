@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from lakehouse.queries import files_sql
+from lakehouse.queries import fetch, files_sql
 
 UNUSED_SECONDS = 35 * 86_400
 """An index that nobody asked for that long is removed: its file is older than any window that is deduplicated."""
@@ -44,7 +44,7 @@ def id_index(
         if found.num_rows == file.record_count:
             os.utime(path)
             return pl.DataFrame(found)
-    made = connection.execute(f"SELECT {', '.join(named)} FROM {files_sql(table, [file.file_path])} ORDER BY 1").to_arrow_table()
+    made = fetch(connection, f"SELECT {', '.join(named)} FROM {files_sql(table, [file.file_path])} ORDER BY 1")
     made = made.combine_chunks()
     folder.mkdir(parents=True, exist_ok=True)
     _forget_unused(folder)

@@ -88,6 +88,11 @@ class Lake:
         with self._asking("connecting"):
             return open_catalog(self.settings)
 
+    @cached_property
+    def kept(self) -> dict[str, object]:
+        """What one table's run leaves for the next of the same process; whoever takes something from it checks that it fits."""
+        return {}
+
     def _asking(self, what: str) -> AbstractContextManager[None]:
         """What goes wrong with the Iceberg catalog inside is Retryable or Terminal, and says where it is."""
         return reaching(f"the Iceberg catalog at {without_password(self.settings.iceberg_catalog_uri)}: {what}")

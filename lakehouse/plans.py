@@ -26,7 +26,7 @@ from lakehouse.lake import Lake
 from lakehouse.live import files_where
 from lakehouse.positions import TopicPartition
 from lakehouse.predicates import all_of, at_least, below
-from lakehouse.queries import bind_table, empty_sql, files_sql, quote
+from lakehouse.queries import bind_table, empty_sql, fetch, files_sql, quote
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs, Transform
 
@@ -109,7 +109,7 @@ class Plan:
 
     def new_rows(self, name: str, columns: str) -> pa.Table:
         """The same rows in memory; `columns` is an SQL select list."""
-        return self.connection.execute(f"SELECT {columns} FROM {self.new_rows_sql(name)}").to_arrow_table()
+        return fetch(self.connection, f"SELECT {columns} FROM {self.new_rows_sql(name)}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def other_rows(plan: Plan, files: Sequence[DataFile], keys: str, using: str) -> 
     """The rows of `files` that have none of the keys (a relation): what a rewrite of these files must keep."""
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
     held = files_sql(plan.table, (f.file_path for f in files))
-    return plan.connection.execute(f"SELECT {columns} FROM {held} ANTI JOIN {keys} USING ({using})").to_arrow_table()
+    return fetch(plan.connection, f"SELECT {columns} FROM {held} ANTI JOIN {keys} USING ({using})")
 
 
 STAGED_ROWS = 1_000_000
@@ -179,4 +179,4 @@ def count_rows(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
 
 def frame(connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, object] | None = None) -> pl.DataFrame:
     """The rows of a query as a frame."""
-    return pl.DataFrame(connection.execute(sql, parameters).to_arrow_table())
+    return pl.DataFrame(fetch(connection, sql, parameters))

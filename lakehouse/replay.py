@@ -19,7 +19,7 @@ from lakehouse.coordinates import COORDINATES, coordinates_sql
 from lakehouse.dead_letters import open_letters, settle, take_up
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake
-from lakehouse.queries import connect
+from lakehouse.queries import connect, fetch
 from lakehouse.runner import run, take_up_again
 from lakehouse.transforms import Transform, load_transforms, upstream
 
@@ -115,4 +115,4 @@ def _present(lake: Lake, source: str, coordinates: pa.Table) -> pa.Table:
     with connect(lake.settings) as connection:
         rows = coordinates_sql(connection, table, current.snapshot_id if current else None, coordinates)
         columns = ", ".join(f'"{c}"' for c in COORDINATES)
-        return connection.execute(f"SELECT {columns} FROM {rows} ORDER BY ALL").to_arrow_table()
+        return fetch(connection, f"SELECT {columns} FROM {rows} ORDER BY ALL")

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from lakehouse.declarations import Declaration, load_reference
 from lakehouse.errors import DeclarationError
-from lakehouse.queries import REFERENCE, bind_reference, parameters_of, tables_read
+from lakehouse.queries import REFERENCE, bind_reference, fetch, parameters_of, tables_read
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Inputs:
         """Run SQL over the inputs (by their table names) and `reference.NAME`."""
         if f"{REFERENCE}." in text.lower():
             bind_reference(self.connection, self.catalog_dir, tables_read(text))
-        return self.connection.execute(text, parameters or None).to_arrow_table()
+        return fetch(self.connection, text, parameters or None)
 
     def reference(self, name: str) -> Any:
         """Reference data, `catalog/reference/<name>.yaml`."""

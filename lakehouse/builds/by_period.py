@@ -27,7 +27,7 @@ from lakehouse.lake import history, snapshot_inputs
 from lakehouse.live import files_where
 from lakehouse.plans import Plan, Staged, live_files, stage_with
 from lakehouse.predicates import all_of, any_of, at_least, below
-from lakehouse.queries import REFERENCE, bind_sql, empty_sql, files_sql, tables_read
+from lakehouse.queries import REFERENCE, bind_sql, empty_sql, fetch, files_sql, tables_read
 from lakehouse.staging import stage
 from lakehouse.transforms import Inputs
 
@@ -56,13 +56,13 @@ def periods(plan: Plan) -> Staged:
     assert period
     plan.connection.register("__built", plan.transform.build(inputs).rows)
     ours = _falls_on(f'"{period}"', touched.ranges)
-    rows = plan.connection.execute(f"SELECT * FROM __built WHERE {ours}").to_arrow_table()
+    rows = fetch(plan.connection, f"SELECT * FROM __built WHERE {ours}")
     remove = live_files(plan, _overlaps(period, touched.ranges))
     kept = None
     if remove:
         columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
         held = files_sql(plan.table, (f.file_path for f in remove))
-        kept = plan.connection.execute(f"SELECT {columns} FROM {held} WHERE NOT ({ours})").to_arrow_table()
+        kept = fetch(plan.connection, f"SELECT {columns} FROM {held} WHERE NOT ({ours})")
     return Staged(stage_with(plan, rows, kept), remove, new_input_rows=touched.rows, rows=rows.num_rows, note=note)
 
 

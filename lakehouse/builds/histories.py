@@ -15,7 +15,7 @@ from lakehouse.builds.touched import bind_touched, touched_keys
 from lakehouse.keyed import among_sql
 from lakehouse.plans import Gathered, Plan, Staged, frame, live_files, other_rows
 from lakehouse.predicates import at_least, is_null
-from lakehouse.queries import path_for_duckdb, quote
+from lakehouse.queries import fetch, path_for_duckdb, quote
 from lakehouse.scd2 import scd2_update
 
 
@@ -32,7 +32,7 @@ def history(plan: Plan) -> Staged:
         continued = bind_touched(plan, keys, new)
         begins = states = module.states(plan.inputs())
         if continued:
-            first = pl.DataFrame(connection.execute("SELECT * FROM __first").to_arrow_table())
+            first = pl.DataFrame(fetch(connection, "SELECT * FROM __first"))
             begins = states.join(first, on=by).filter(pl.col(module.SCD2["time"]) >= pl.col("first")).drop("first")
         held = _held_intervals(plan, by, continued)
         change = scd2_update(held.drop("filename"), states, begins, **module.SCD2)
@@ -78,7 +78,7 @@ def _held(plan: Plan, by: Sequence[str], keys: str, files_of: BooleanExpression,
         schema = schema_to_pyarrow(plan.table.schema(), include_field_ids=False)
         return pl.DataFrame(schema.empty_table()).with_columns(pl.lit(None, pl.String).alias("filename"))
     last = by[-1]  # the id; those before it say whose it is
-    ids = plan.connection.execute(f"SELECT DISTINCT {quote(last)} FROM {keys}").to_arrow_table().column(0)
+    ids = fetch(plan.connection, f"SELECT DISTINCT {quote(last)} FROM {keys}").column(0)
     columns, using = (", ".join(quote(c) for c in names) for names in (plan.declared.column_names, by))
     held = among_sql(plan.table, files, last, ids)
     return frame(plan.connection, f"SELECT {columns}, filename FROM {held} SEMI JOIN {keys} USING ({using}) WHERE {where}")

@@ -18,7 +18,7 @@ from lakehouse.keyed import among_sql
 from lakehouse.lake import IGNORED, ignored_records
 from lakehouse.live import files_where
 from lakehouse.plans import Plan, Staged, count_rows, frame, other_rows, stage_with
-from lakehouse.queries import bind_sql, empty_sql, files_sql, path_for_duckdb, quote
+from lakehouse.queries import bind_sql, empty_sql, fetch, files_sql, path_for_duckdb, quote
 from lakehouse.staging import conform
 
 INDEXED_ROWS = 50_000
@@ -53,7 +53,7 @@ def insert(plan: Plan) -> Staged:
         key = ", ".join(f'"{c}"' for c in plan.declared.primary_key)
         connection.register("__rows", rows)
         connection.register("__copies", copies)
-        fresh = connection.execute(f"SELECT * FROM __rows ANTI JOIN __copies USING ({key})").to_arrow_table()
+        fresh = fetch(connection, f"SELECT * FROM __rows ANTI JOIN __copies USING ({key})")
         copies, remove, kept, note = _first_copies(plan, copies, held)
         rows = pa.concat_tables([conform(plan.table, fresh), conform(plan.table, copies)])
     files = stage_with(plan, rows, kept)
@@ -76,7 +76,7 @@ def _with_copies(plan: Plan, rows: pa.Table) -> tuple[pa.Table, list[DataFile]]:
     connection.register("__ids", pl.concat([ids.clear(), *found.values()]).unique().to_frame("id").to_arrow())
     again = f"SELECT {key} FROM __rows GROUP BY {key} HAVING count(*) > 1"
     copies = f"SELECT * FROM __rows WHERE {name} IN (SELECT id FROM __ids) OR ({key}) IN ({again})"
-    return connection.execute(copies).to_arrow_table(), list(found)
+    return fetch(connection, copies), list(found)
 
 
 def _known(plan: Plan, name: str, ids: pl.Series) -> dict[DataFile, pl.Series]:
@@ -110,11 +110,11 @@ def _about_another(plan: Plan, copies: pa.Table, held: Sequence[DataFile]) -> pa
     key, record = (", ".join(quote(c) for c in names) for names in (plan.declared.primary_key, build.record))
     connection.register("__copies", copies)
     unknown = f"SELECT * FROM __copies ANTI JOIN (SELECT {key} FROM {_near(plan, copies, held)}) USING ({key}) WHERE {build.own}"
-    connection.register("__unknown", others := connection.execute(unknown).to_arrow_table())
+    connection.register("__unknown", others := fetch(connection, unknown))
     if not others.num_rows:  # nearly always: a copy is found where its object is, without a look at all the names in a file
         return others
     there = f"SELECT {record} FROM {files_sql(plan.table, (f.file_path for f in held))} WHERE {build.own}"
-    return connection.execute(f"SELECT * FROM __unknown SEMI JOIN ({there}) USING ({record})").to_arrow_table()
+    return fetch(connection, f"SELECT * FROM __unknown SEMI JOIN ({there}) USING ({record})")
 
 
 def _not_delivered_with(plan: Plan, rows: pa.Table, others: pa.Table) -> pa.Table:
@@ -122,7 +122,7 @@ def _not_delivered_with(plan: Plan, rows: pa.Table, others: pa.Table) -> pa.Tabl
     plan.connection.register("__part", rows)
     plan.connection.register("__others", others)
     using = ", ".join(quote(c) for c in COORDINATES)
-    return plan.connection.execute(f"SELECT * FROM __part ANTI JOIN __others USING ({using})").to_arrow_table()
+    return fetch(plan.connection, f"SELECT * FROM __part ANTI JOIN __others USING ({using})")
 
 
 def _near(plan: Plan, rows: pa.Table, held: Sequence[DataFile]) -> str:
@@ -147,9 +147,7 @@ def _first_copies(
     connection.register("__rows", rows)
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
     near = _near(plan, rows, known)
-    there = pl.DataFrame(
-        connection.execute(f"SELECT {columns}, filename FROM {near} SEMI JOIN __rows USING ({key})").to_arrow_table()
-    )
+    there = pl.DataFrame(fetch(connection, f"SELECT {columns}, filename FROM {near} SEMI JOIN __rows USING ({key})"))
     keys, new = plan.declared.primary_key, pl.DataFrame(conform(plan.table, rows))
     copies = pl.concat([there, new.with_columns(pl.lit(None, pl.String).alias("filename"))], how="vertical_relaxed")
     copies = copies.with_columns(pl.col("filename").is_null().alias("__new"))  # of equals the copy that is there counts

@@ -10,7 +10,7 @@ from pyiceberg.manifest import DataFile
 from lakehouse.builds.touched import bind_touched, touched_keys
 from lakehouse.keyed import files_with
 from lakehouse.plans import Gathered, Plan, Staged, other_rows
-from lakehouse.queries import files_sql, path_for_duckdb
+from lakehouse.queries import fetch, files_sql, path_for_duckdb
 
 
 def merge(plan: Plan) -> Staged:
@@ -31,7 +31,7 @@ def merge(plan: Plan) -> Staged:
 def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[list[DataFile], pa.Table | None]:
     """The live files that hold any of the keys (a relation), and their rows of other keys, which a rewrite must keep."""
     part = plan.declared.partition[0].column
-    values = plan.connection.execute(f'SELECT DISTINCT "{part}" FROM {keys}').to_arrow_table().column(0)
+    values = fetch(plan.connection, f'SELECT DISTINCT "{part}" FROM {keys}').column(0)
     candidates = files_with(plan.table, part, values, plan.base)
     if not candidates:
         return [], None

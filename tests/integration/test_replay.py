@@ -49,7 +49,7 @@ def fixed(tmp_path: Path) -> Path:
     edit("catalog/columns.yaml", "unpaid, paused]\n", "unpaid, paused, dormant]\n")
     status = "- {status: dormant, billing_status: paused, preference: 5}\n"
     edit("catalog/reference/statuses.yaml", "- {status: canceled,", f"{status}- {{status: canceled,")
-    edit("transforms/product/events.py", "INTERVAL 30 DAY", "INTERVAL 60 DAY")
+    edit("transforms/product/events.py", "too_late=timedelta(days=30)", "too_late=timedelta(days=60)")
     return code
 
 

@@ -32,12 +32,13 @@ def frame(found: list[tuple[int, int, int, str]]) -> pl.DataFrame:
     return pl.DataFrame(
         [
             dict.fromkeys(CONTENT) | {
-                "event_id": f"e{i}", "id_hash": min(i, 2), "day": day, "topic": TOPICS[n % 2], "partition": 0, "offset": n,
-                "received_at": ZERO + timedelta(seconds=second), "user_id": content,
+                "event_id": f"e{i}", "id_hash": min(i, 2), "occurred_at": ZERO + timedelta(days=day),
+                "topic": TOPICS[n % 2], "partition": 0, "offset": n,
+                "received_at": ZERO + timedelta(seconds=second), "user_id": content, "content_hash": ord(content),
             }
             for n, (i, day, second, content) in enumerate(found)
         ],
-        schema_overrides=dict.fromkeys(CONTENT, pl.String),
+        schema_overrides=dict.fromkeys((c for c in CONTENT if c != "occurred_at"), pl.String),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from lakehouse.coordinates import COORDINATES
 from lakehouse.copies import conflict_letters, first_copies, of_one_object
 from lakehouse.payloads import payload_text
-from lakehouse.queries import epoch_time, text
+from lakehouse.queries import epoch_time, fetch, text
 from lakehouse.transforms import Built, Inputs
 from transforms.stripe_shapes import nested_sql, normalise_sql, object_types, shapes
 
@@ -147,7 +147,7 @@ def build(inputs: Inputs) -> Built:
     connection = inputs.connection
     kept_as = "MAP {" + ", ".join(f"{text(k)}: {text(v)}" for k, v in object_types(reference).items()) + "}"
     # what was a dead letter is known from its replay on
-    given = connection.execute("SELECT * FROM raw.stripe_events LIMIT 0").to_arrow_table().column_names
+    given = fetch(connection, "SELECT * FROM raw.stripe_events LIMIT 0").column_names
     recorded = "greatest(received_at, understood_at)" if "understood_at" in given else "received_at"
     connection.execute(
         PARSED.format(nested=nested_sql(reference), kept_as=kept_as, recorded=recorded),
@@ -156,8 +156,8 @@ def build(inputs: Inputs) -> Built:
     per_type = " UNION ALL ".join(normalise_sql(name, spec) for name, spec in shapes(reference).items())
     statuses = [row["status"] for row in inputs.reference("statuses")]
     connection.execute(NORMALISED.format(per_type=per_type), {"statuses": statuses})
-    found = pl.DataFrame(connection.execute(VERSIONS).to_arrow_table())
-    rejected: pa.Table = connection.execute(REJECTED).to_arrow_table()
+    found = pl.DataFrame(fetch(connection, VERSIONS))
+    rejected: pa.Table = fetch(connection, REJECTED)
     ((ignored,),) = connection.execute("SELECT count(*) FROM parsed WHERE reason = 'ignored' AND NOT nested").fetchall()
     found, others = of_one_object(
         found.with_columns(own=~pl.col("nested")),

@@ -21,7 +21,7 @@ from lakehouse.coordinates import ranges_sql
 from lakehouse.ledger import STEP, fold
 from lakehouse.plans import Plan, Staged, live_files
 from lakehouse.predicates import at_least
-from lakehouse.queries import bind_sql, epoch_time, files_sql, path_for_duckdb
+from lakehouse.queries import bind_sql, epoch_time, fetch, files_sql, path_for_duckdb
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs
 
@@ -172,12 +172,12 @@ def plan(plan: Plan) -> Staged:
     connection.execute(f"CREATE TEMP TABLE wanted AS {late.format('NULL AS filename', '__built')}")
     held = live_files(plan, at_least("recorded_at", since.isoformat()))
     if not held:
-        return _staged(plan, connection.execute("SELECT * EXCLUDE (filename) FROM wanted").to_arrow_table(), count)
+        return _staged(plan, fetch(connection, "SELECT * EXCLUDE (filename) FROM wanted"), count)
     there = files_sql(plan.table, (f.file_path for f in held))
     connection.execute(f"CREATE TEMP TABLE posted AS {late.format('filename', there)}")
     same = " AND ".join(f'w."{c}" IS NOT DISTINCT FROM p."{c}"' for c in COLUMNS)
     missing = f"SELECT {columns} FROM wanted AS e WHERE NOT EXISTS (SELECT 1 FROM posted AS p WHERE {same.replace('w.', 'e.')})"
-    rows = connection.execute(missing).to_arrow_table()
+    rows = fetch(connection, missing)
     connection.execute(
         "CREATE TEMP TABLE outdated AS SELECT account, entry_id, filename FROM posted AS p "
         f"WHERE NOT EXISTS (SELECT 1 FROM wanted AS w WHERE {same})"
@@ -210,11 +210,11 @@ def _entries(inputs: Inputs) -> pa.Table:
     steps = _frame(connection, f"SELECT DISTINCT account, grp, {STEP} FROM facts")
     entries = fold(postings, steps, group=["account", "grp"], key=KEY, fields=FIELDS)
     connection.register("entries", entries.to_arrow())
-    connection.register("causes", connection.execute(CAUSES).to_arrow_table())
+    connection.register("causes", fetch(connection, CAUSES))
     rule = inputs.reference("ledger")[0]
     parameters = {"time_zone": rule["time_zone"], "close_after_hours": rule["close_after_hours"]}
-    return connection.execute(ENTRIES, parameters).to_arrow_table()
+    return fetch(connection, ENTRIES, parameters)
 
 
 def _frame(connection: duckdb.DuckDBPyConnection, sql: str) -> pl.DataFrame:
-    return pl.DataFrame(connection.execute(sql).to_arrow_table())
+    return pl.DataFrame(fetch(connection, sql))

@@ -5,20 +5,23 @@ The repair of the events that a late truth made wrong calls the same function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import duckdb
 import polars as pl
+import pyarrow as pa
 from pyiceberg.manifest import DataFile
+from pyiceberg.transforms import BucketTransform
 
 from lakehouse.asof import asof_join
 from lakehouse.declarations import load_reference
+from lakehouse.keyed import among_sql
 from lakehouse.plans import Plan, frame, live_files
 from lakehouse.predicates import all_of, any_of, at_least, at_most, is_null, one_of
-from lakehouse.queries import files_sql, path_for_duckdb
+from lakehouse.queries import empty_sql, files_sql, path_for_duckdb
 
 INPUTS = (
     "product.identifications",
@@ -58,7 +61,7 @@ def known_for(
 ) -> Known:
     """What is needed to attribute `events`, out of the tables of INPUTS as they are bound in the connection.
 
-    before: what was loaded for other events of the same batch; what does not depend on the events is taken from it.
+    before: what was loaded for other events, of the same tables; what does not depend on the events is taken from it.
     """
     unplaced = events.filter(pl.col("workspace_id").is_null()).select("user_id", "anonymous_id")
     connection.register("__unplaced", unplaced.unique().to_arrow())
@@ -74,6 +77,16 @@ def known_for(
         before.customers if before else frame(connection, "SELECT * FROM billing.workspace_customer_history"),
         before.plans if before else frame(connection, "SELECT * FROM billing.plan_timeline"),
     )
+
+
+def known_now(plan: Plan, events: pl.DataFrame) -> Known:
+    """The same for a plan. Plans and customers are kept for the next micro-batch: many come before billing changes."""
+    made_of = [plan.pinned[name][1] for name in ("billing.workspace_customer_history", "billing.plan_timeline")]
+    kept = plan.lake.kept.get("known")
+    before = kept[1] if isinstance(kept, tuple) and kept[0] == made_of else None
+    known = known_for(plan.connection, events, plan.lake.settings.catalog_dir, before)
+    plan.lake.kept["known"] = made_of, known
+    return known
 
 
 def attribute(events: pl.DataFrame, known: Known) -> pl.DataFrame:
@@ -214,6 +227,28 @@ def _suspect_files(plan: Plan, dirty: Dirty) -> list[DataFile]:
     return live_files(plan, any_of(where)) if where else []
 
 
+def _of_dirty_sql(plan: Plan, dirty: Dirty, files: Mapping[str, DataFile]) -> str:
+    """Rows of the files as an SQL table expression: all that may be of what is dirty, and perhaps others.
+
+    Events that name a workspace are sorted by it: of their files only the row groups that can hold one of the dirty are read.
+    """
+    spec = plan.table.spec()
+    place = next((n for n, field in enumerate(spec.fields) if isinstance(field.transform, BucketTransform)), None)
+    named: list[DataFile] = []
+    others: list[str] = []
+    for path, file in files.items():
+        if place is not None and file.spec_id == spec.spec_id and file.partition[place] is not None:
+            named.append(file)
+        else:
+            others.append(path)
+    workspaces = pa.chunked_array([dirty.workspaces["workspace_id"].to_arrow()])
+    parts = [files_sql(plan.table, others)] if others else []
+    if named and len(workspaces):
+        parts.append(among_sql(plan.table, named, "workspace_id", workspaces))
+    nothing = f"(SELECT *, CAST(NULL AS VARCHAR) AS filename FROM {empty_sql(plan.table)})"
+    return "(" + " UNION ALL ".join(f"FROM {part}" for part in parts or [nothing]) + ")"
+
+
 def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence[DataFile], pl.DataFrame | None]:
     """The live files in which an event's attribution changes or a copy is replaced, and their corrected rows.
 
@@ -226,7 +261,6 @@ def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence
     connection.register("__dirty_workspaces", dirty.workspaces.to_arrow())
     connection.register("__dirty_users", dirty.users.to_arrow())
     connection.register("__dirty_anonymous", dirty.anonymous.to_arrow())
-    catalog_dir = plan.lake.settings.catalog_dir
     connection.register("__replaced", replaced.to_arrow())
     found = _suspect_files(plan, dirty)
     if not replaced.is_empty():
@@ -248,25 +282,24 @@ def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence
         SELECT
             e.filename, e.event_id, e.workspace_id, e.user_id, e.anonymous_id, e.occurred_at,
             {", ".join(f"e.{c}" for c in ATTRIBUTED)}
-        FROM {files_sql(plan.table, files)} e
+        FROM {_of_dirty_sql(plan, dirty, files)} e
         LEFT JOIN __dirty_workspaces w ON w.workspace_id = coalesce(e.workspace_id, e.attributed_workspace_id)
         LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND u.user_id = coalesce(e.user_id, e.identified_user_id)
         LEFT JOIN __dirty_anonymous a ON e.workspace_id IS NULL AND e.user_id IS NULL AND a.anonymous_id = e.anonymous_id
         WHERE e.occurred_at >= w.since OR e.occurred_at >= u.since OR e.occurred_at >= a.since
         """,
     )
-    fresh = attribute(suspects, known_for(connection, suspects, catalog_dir, known)).select(suspects.columns)
+    fresh = attribute(suspects, known_now(plan, suspects)).select(suspects.columns)
     changed = fresh.filter(pl.any_horizontal([fresh[c].ne_missing(suspects[c]) for c in ATTRIBUTED]))
-    stale = frame(
-        connection,
-        f"SELECT DISTINCT filename FROM {files_sql(plan.table, files)} SEMI JOIN __replaced USING (event_id, occurred_at)",
-    )
-    hit = sorted({*changed["filename"], *stale["filename"]})
+    hit = set(changed["filename"])
+    if not replaced.is_empty():
+        there = f"FROM {files_sql(plan.table, files)} SEMI JOIN __replaced USING (event_id, occurred_at)"
+        hit |= set(frame(connection, f"SELECT DISTINCT filename {there}")["filename"])
     if not hit:
         return (), None
-    remove = [files[path] for path in hit]
+    remove = [files[path] for path in sorted(hit)]
     kept = frame(
         connection,
         f"SELECT * EXCLUDE (filename) FROM {files_sql(plan.table, hit)} ANTI JOIN __replaced USING (event_id, occurred_at)",
     )
-    return remove, attribute(kept, known_for(connection, kept, catalog_dir, known))
+    return remove, attribute(kept, known_now(plan, kept))

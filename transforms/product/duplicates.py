@@ -19,27 +19,16 @@ from lakehouse.ids import id_index, probe
 from lakehouse.plans import Plan, frame, live_files
 from lakehouse.predicates import all_of, any_of, at_least, below
 from lakehouse.queries import files_sql
+from transforms.product.parsing import CONTENT
 
 FIRST_BY = ("received_at", "topic", "partition", "offset")
 KEY = ("event_id", "day")
-
-CONTENT = (
-    "event_name", "occurred_at", "workspace_id", "user_id", "anonymous_id", "session_id", "feature", "platform", "app_version",
-    "country", "schema_version", "properties", "context", "extra",
-)  # fmt: skip
-"""What the copies of an event have to agree in: all that it says, not how it was delivered (sent_at, ip, user_agent)."""
-
-CONTENT_HASH = f"(hash({', '.join(CONTENT)}) >> 1)::BIGINT"
-"""A filter, never a proof that copies differ: where the hashes do, the contents are compared."""
 
 INDEXED = {"id_hash": "hash(event_id)", "received": "epoch_us(received_at)", "content": "content_hash"}
 
 DAY_US = 86_400_000_000
 
-GOOD = f"""
-SELECT * EXCLUDE (reason), {CONTENT_HASH} AS content_hash, hash(event_id) AS id_hash, epoch_us(occurred_at) // {DAY_US} AS day
-FROM parsed WHERE reason IS NULL
-"""
+DAY = (pl.col("occurred_at").dt.epoch("us") // DAY_US).alias("day")
 
 
 @dataclass(frozen=True)
@@ -52,72 +41,93 @@ class Unique:
     rejected: int
 
 
-def unique_events(plan: Plan) -> Unique:
-    """The events of `parsed` that count: once each, and not those that the table has from an earlier receipt."""
-    rows = frame(plan.connection, GOOD)
-    events, conflicts = first_of_batch(rows)
+def unique_events(plan: Plan, rows: pl.DataFrame) -> Unique:
+    """The events that count, of the good rows of transforms/product/parsing.py: once each, and not those that the table has from
+    an earlier receipt."""
+    named = _named(rows)
+    again, conflicts = _later_copies(rows, named)
     told = [conflicts]
-    replaced = events.select("event_id", "occurred_at").clear()
-    if plan.base is not None and not events.is_empty():
-        events, replaced, more = _against_table(plan, events)
+    replaced = rows.select("event_id", "occurred_at").clear()
+    if plan.base is not None and len(again) < rows.height:
+        known, replaced, more = _known(plan, rows, _without(named, again))
+        again = pl.concat([again, known])
         told.append(more)
     rejected = sum(plan.reject(conflict_letters(c, "received_at")) for c in told if not c.is_empty())
-    return Unique(events.drop("id_hash", "day"), replaced, rejected)
+    return Unique(_left(rows, again), replaced, rejected)
 
 
-def copies_once(plan: Plan) -> pl.DataFrame:
-    """The events of `parsed` that count among themselves, whatever the table holds."""
-    events, conflicts = first_of_batch(frame(plan.connection, GOOD))
+def copies_once(plan: Plan, rows: pl.DataFrame) -> pl.DataFrame:
+    """The events that count among themselves, whatever the table holds."""
+    events, conflicts = first_of_batch(rows)
     if not conflicts.is_empty():
         plan.reject(conflict_letters(conflicts, "received_at"))
-    return events.drop("id_hash", "day")
+    return events
 
 
 def first_of_batch(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(the first copy of each event, those that contradict it), of rows with `id_hash` and `day`; sorted by them."""
-    rows = rows.sort("day", "id_hash")
+    """(the first copy of each event, those that contradict it), of good rows, in the order they have."""
+    again, conflicts = _later_copies(rows, _named(rows))
+    return _left(rows, again), conflicts
+
+
+def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    """What tells events apart, and where in `rows` each is (`at`), sorted by day and id_hash: little to sort, and to look up."""
+    narrow = rows.select(DAY, "id_hash", "content_hash", received=pl.col("received_at").dt.epoch("us"))
+    return narrow.with_row_index("at").sort("day", "id_hash")
+
+
+def _without(named: pl.DataFrame, at: pl.Series) -> pl.DataFrame:
+    return named.filter(~pl.col("at").is_in(at.implode()))
+
+
+def _left(rows: pl.DataFrame, gone: pl.Series) -> pl.DataFrame:
+    """The rows that are not at one of these places, without what only names them."""
+    kept = pl.repeat(True, rows.height, dtype=pl.Boolean, eager=True).scatter(gone, values=False) if len(gone) else None
+    return (rows if kept is None else rows.filter(kept)).drop("id_hash")
+
+
+def _later_copies(rows: pl.DataFrame, named: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame]:
+    """(where in `rows` a copy is that does not count, for an earlier one of its event is among them; what contradicts that)."""
     same = (pl.col("id_hash") == pl.col("id_hash").shift()) & (pl.col("day") == pl.col("day").shift())
-    repeated = rows.select(again=same.fill_null(value=False)).select(
-        among=pl.col("again") | pl.col("again").shift(-1, fill_value=False)
-    )["among"]
-    if not repeated.any():
-        return rows, no_conflicts(rows)
-    first, conflicts = first_copies(rows.filter(repeated), keys=KEY, first_by=FIRST_BY, content=CONTENT)
-    return pl.concat([rows.filter(~repeated), first]).sort("day", "id_hash"), conflicts
+    repeated = named.with_columns(again=same.fill_null(value=False)).filter(
+        pl.col("again") | pl.col("again").shift(-1, fill_value=False)
+    )
+    if repeated.is_empty():
+        return repeated["at"], no_conflicts(rows)
+    copies = rows.select("event_id", DAY, *FIRST_BY, "content_hash")[repeated["at"]].with_columns(repeated["at"])
+    winners, differing = first_copies(copies, keys=KEY, first_by=FIRST_BY, content=["content_hash"])
+    again = copies.join(winners, on="at", how="anti")["at"]
+    if differing.is_empty():
+        return again, no_conflicts(rows)
+    suspects = rows[copies.join(differing, on=list(KEY), how="semi")["at"].sort()].with_columns(DAY)
+    return again, first_copies(suspects, keys=KEY, first_by=FIRST_BY, content=CONTENT)[1]
 
 
-def _against_table(plan: Plan, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """(events to insert, rows of the table that they replace, copies in conflict); events: sorted by day and id_hash."""
-    days = events.select(pl.col("day").rle().struct.unnest()).with_columns(start=pl.col("len").cum_sum() - pl.col("len"))
+def _known(plan: Plan, rows: pl.DataFrame, named: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame, pl.DataFrame]:
+    """(where in `rows` a copy is of which the table has an earlier one, rows of the table that make way, copies in conflict)."""
+    days = named.select(pl.col("day").rle().struct.unnest()).with_columns(start=pl.col("len").cum_sum() - pl.col("len"))
     spans = {day: (start, length) for length, day, start in days.iter_rows()}
-    asked = events.select("id_hash", "content_hash", received=pl.col("received_at").dt.epoch("us"))
     cache = plan.lake.settings.home / "cache" / "ids"
     found: list[pl.DataFrame] = []
     unsure_files: list[DataFile] = []
     for file in _files_of(plan, sorted(spans)):
-        start, length = spans[file.partition[0]]
-        index = id_index(plan.connection, cache, plan.table, file, INDEXED)
-        part = asked.slice(start, length)
-        hit = probe(index, part["id_hash"])
+        part = named.slice(*spans[file.partition[0]])
+        hit = probe(id_index(plan.connection, cache, plan.table, file, INDEXED), part["id_hash"])
         if hit.is_empty():
             continue
         new = part[hit["at"]]
         later = (new["received"] > hit["received"]) & new["content_hash"].eq_missing(hit["content"])
-        found.append(pl.DataFrame({"at": hit["at"].cast(pl.Int64) + start, "later": later}))
+        found.append(pl.DataFrame({"at": new["at"], "later": later}))
         if not later.all():
             unsure_files.append(file)
-    none = events.select("event_id", "occurred_at").clear()
     if not found:
-        return events, none, no_conflicts(events)
+        return named["at"].clear(), rows.select("event_id", "occurred_at").clear(), no_conflicts(rows)
     hits = pl.concat(found).group_by("at").agg(pl.col("later").all())
-    fresh = (
-        events.with_row_index("__at").join(hits, left_on=pl.col("__at").cast(pl.Int64), right_on="at", how="anti").drop("__at")
-    )
     if not unsure_files:
-        return fresh, none, no_conflicts(events)
-    suspects = events[hits.filter(~pl.col("later"))["at"].sort()]
-    insert, replaced, conflicts = _compared(plan, suspects, unsure_files)
-    return pl.concat([fresh, insert], how="vertical_relaxed"), replaced, conflicts
+        return hits["at"], rows.select("event_id", "occurred_at").clear(), no_conflicts(rows)
+    suspects = hits.filter(~pl.col("later"))["at"].sort()
+    insert, replaced, conflicts = _compared(plan, rows[suspects].with_columns(DAY, suspects.alias("at")), unsure_files)
+    return _without(hits, insert)["at"], replaced, conflicts
 
 
 def _files_of(plan: Plan, days: Sequence[int]) -> list[DataFile]:
@@ -137,27 +147,21 @@ def _time(day: int) -> datetime:
     return datetime.fromtimestamp(0, UTC) + timedelta(days=day)
 
 
-def _compared(plan: Plan, new: pl.DataFrame, files: Sequence[DataFile]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Copies compared with the rows of the table themselves: (new rows that count, rows they replace, conflicts)."""
+def _compared(plan: Plan, new: pl.DataFrame, files: Sequence[DataFile]) -> tuple[pl.Series, pl.DataFrame, pl.DataFrame]:
+    """Copies compared with the rows of the table themselves: (`at` of the new rows that count, rows they replace, conflicts)."""
     connection: duckdb.DuckDBPyConnection = plan.connection
     connection.register("__copies", new.select(*KEY).to_arrow())
-    columns = ", ".join(f'"{c}"' for c in new.columns if c not in ("id_hash", "day"))
+    columns = ", ".join(f'"{c}"' for c in new.columns if c not in ("id_hash", "day", "at"))
     there = frame(
         connection,
         f"""SELECT * FROM (
             SELECT {columns}, epoch_us(occurred_at) // {DAY_US} AS day FROM {files_sql(plan.table, (f.file_path for f in files))}
         ) SEMI JOIN __copies USING (event_id, day)""",
     )
-    copies = pl.concat(
-        [
-            there.with_columns(pl.lit(None, pl.UInt64).alias("id_hash"), pl.lit(value=False).alias("__new")).select(
-                *new.columns, "__new"
-            ),
-            new.with_columns(pl.lit(value=True).alias("__new")),
-        ],
-        how="vertical_relaxed",
-    )  # of equals the copy that is there counts
+    # of equals the copy that is there counts
+    both = [there.with_columns(pl.lit(value=False).alias("__new")), new.with_columns(pl.lit(value=True).alias("__new"))]
+    copies = pl.concat(both, how="diagonal_relaxed")
     winners, conflicts = first_copies(copies, keys=KEY, first_by=[*FIRST_BY, "__new"], content=CONTENT)
-    insert = winners.filter("__new").drop("__new")
+    insert = winners.filter("__new")
     replaced = there.join(insert.select(*KEY), on=list(KEY), how="semi").select("event_id", "occurred_at")
-    return insert, replaced, conflicts
+    return insert["at"], replaced, conflicts

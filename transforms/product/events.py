@@ -7,17 +7,18 @@ change are written again.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 import pyarrow as pa
 
 from lakehouse.commit import scope_of
-from lakehouse.plans import Plan, Staged, count_rows
+from lakehouse.coordinates import COORDINATES
+from lakehouse.plans import Plan, Staged
 from lakehouse.queries import bind_sql
 from lakehouse.staging import stage
 from transforms.product import attribution
-from transforms.product.attribution import attribute, known_for, rewrites
+from transforms.product.attribution import attribute, known_now, rewrites
 from transforms.product.duplicates import copies_once, unique_events
 from transforms.product.parsing import Lateness, parse
 
@@ -31,27 +32,27 @@ INPUTS = (
 
 
 # Normal up to 72 h late, accepted and flagged up to 30 days, else (or more than 10 min ahead) refused.
-ALLOWED = Lateness(late="INTERVAL 72 HOUR", too_late="INTERVAL 30 DAY", too_early="INTERVAL 10 MINUTE")
+ALLOWED = Lateness(late=timedelta(hours=72), too_late=timedelta(days=30), too_early=timedelta(minutes=10))
 
 
 def plan(plan: Plan) -> Staged:
     """Stage one micro-batch: new events, and the files that repair or an earlier copy of an event changes."""
-    connection = plan.connection
-    dead = _parsed(plan, plan.new_rows_sql("raw.product_events"))
-    unique = unique_events(plan)
-    known = known_for(connection, unique.events, plan.lake.settings.catalog_dir)
+    parsed, dead = _parsed(plan, plan.new_rows_sql("raw.product_events"))
+    good = _good(parsed)
+    unique = unique_events(plan, good)
+    known = known_now(plan, unique.events)
     events = attribute(unique.events, known)
     remove, rewritten = rewrites(plan, known, unique.replaced)
     columns = plan.declared.column_names
     added = pl.concat(
         [events.select(columns), *([rewritten.select(columns)] if rewritten is not None else [])], how="vertical_relaxed"
     )
-    files = stage(plan.table, plan.declared, added.to_arrow())
+    files = stage(plan.table, plan.declared, added)
     return Staged(
         files,
         remove,
         scope_of(files),
-        new_input_rows=count_rows(connection, "parsed"),
+        new_input_rows=parsed.height,
         rows=added.height,
         rejected=dead + unique.rejected,
     )
@@ -62,27 +63,27 @@ WINDOW = "occurred_at"
 
 def derive(plan: Plan, start: datetime, end: datetime) -> pa.Table:
     """The rows of [start, end), whole UTC days, made from all raw records that can hold an event of these days."""
-    connection = plan.connection
-    received = f"SELECT $start - {ALLOWED.too_early}, $end + {ALLOWED.too_late}"
-    since, until = (t.astimezone(UTC) for t in connection.execute(received, {"start": start, "end": end}).fetchall()[0])
-    _parsed(plan, plan.consumed_sql("raw.product_events", "received_at", since, until))
-    outside = {"start": start, "end": end}
-    connection.execute("DELETE FROM parsed WHERE reason IS NOT NULL OR occurred_at < $start OR occurred_at >= $end", outside)
-    events = copies_once(plan)
-    known = known_for(connection, events, plan.lake.settings.catalog_dir)
+    received = (start - ALLOWED.too_early, end + ALLOWED.too_late)
+    parsed, _ = _parsed(plan, plan.consumed_sql("raw.product_events", "received_at", *received))
+    within = (pl.col("occurred_at") >= start) & (pl.col("occurred_at") < end)
+    events = copies_once(plan, _good(parsed).filter(within))
+    known = known_now(plan, events)
     return attribute(events, known).select(plan.declared.column_names).to_arrow()
 
 
-def _parsed(plan: Plan, records: str) -> int:
-    """Make the relation `parsed` of raw records (SQL); those that cannot be used become dead letters; how many are new."""
+def _parsed(plan: Plan, records: str) -> tuple[pl.DataFrame, int]:
+    """(raw records (SQL) as `parse` reads them, how many new dead letters those make that cannot be used)."""
     connection = plan.connection
     # read once, then parsed in parallel: with a schema by field id DuckDB reads a file in one thread, whatever its row groups
     connection.execute(f'CREATE TEMP TABLE records AS SELECT topic, partition, "offset", received_at, payload FROM {records}')
     bind_sql(connection, "raw.product_events", "records")
     plan.bind(attribution.INPUTS)
-    parse(connection, plan.declared, ALLOWED)
+    parsed = parse(connection, plan.declared, ALLOWED)
     connection.execute("DROP TABLE records")
-    rejected = connection.execute(
-        'SELECT topic, partition, "offset", received_at, reason, NULL::VARCHAR AS detail FROM parsed WHERE reason IS NOT NULL'
-    ).to_arrow_table()
-    return plan.reject(rejected)
+    refused = parsed.filter(pl.col("reason").is_not_null())
+    told = refused.select(*COORDINATES, "received_at", "reason", detail=pl.lit(None, pl.String))
+    return parsed, plan.reject(told.to_arrow())
+
+
+def _good(parsed: pl.DataFrame) -> pl.DataFrame:
+    return parsed.filter(pl.col("reason").is_null()).drop("reason")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import polars as pl
 import pyarrow as pa
 
+from lakehouse.coordinates import COORDINATES
 from lakehouse.declarations import load_declarations
-from lakehouse.queries import bind_sql
+from lakehouse.queries import bind_sql, text
 from lakehouse.transforms import Inputs
 from transforms.product.events import ALLOWED
 from transforms.product.parsing import parse
@@ -16,20 +20,18 @@ INPUTS = ("raw.product_events",)
 FEW = """
 CREATE OR REPLACE TEMP TABLE records AS
 SELECT topic, partition, "offset", received_at, payload
-FROM raw.product_events
-WHERE regexp_matches(try(decode(payload)), $names)
+FROM (SELECT *, try(decode(payload)) AS body FROM raw.product_events)
+WHERE contains(body, '\\u00'){}
 """
-STATED = """
-SELECT anonymous_id, event_id, occurred_at, user_id, received_at, topic, partition, "offset"
-FROM parsed
-WHERE reason IS NULL AND list_contains($names, event_name) AND anonymous_id IS NOT NULL AND user_id IS NOT NULL
-"""
+STATED = ("anonymous_id", "event_id", "occurred_at", "user_id", "received_at", *COORDINATES)
 
 
 def build(inputs: Inputs) -> pa.Table:
     """One row an identify event that names both an anonymous id and a user; what is refused product.events tells of."""
     names = inputs.reference("identity")["identify_events"]
-    inputs.sql(FEW, names="|".join([*(f'"{name}"' for name in names), r"\\u00"]))
+    named = (f" OR contains(body, {text(json.dumps(name, ensure_ascii=False))})" for name in names)
+    inputs.connection.execute(FEW.format("".join(named)))
     bind_sql(inputs.connection, "raw.product_events", "records")
-    parse(inputs.connection, load_declarations(inputs.catalog_dir)["product.events"], ALLOWED)
-    return inputs.sql(STATED, names=names)
+    parsed = parse(inputs.connection, load_declarations(inputs.catalog_dir)["product.events"], ALLOWED)
+    valid = pl.col("reason").is_null() & pl.col("event_name").is_in(names)
+    return parsed.filter(valid).select(STATED).drop_nulls(["anonymous_id", "user_id"]).to_arrow()
