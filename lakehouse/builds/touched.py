@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.expressions import AlwaysTrue
@@ -13,13 +15,16 @@ from lakehouse.heads import heads_as_versions, split_keys
 from lakehouse.keyed import among_sql, files_with
 from lakehouse.live import files_where
 from lakehouse.plans import Plan, count_rows, live_files
-from lakehouse.queries import bind_sql, bind_table, duckdb_type, files_sql, quote
+from lakehouse.queries import bind_sql, bind_table, duckdb_type, empty_sql, fetch, files_sql, quote
 
 SLICE_ROWS = 250_000
 """Driver rows that are taken up at once where a table is built whole: ten columns of text each, several times over in memory."""
 
 SLICES = 16
 """The slices are as many times this as need be: a slice then lies in one bucket of a driver of so many."""
+
+KEPT_KEYS = 2_000
+"""Late keys whose versions are kept in memory for the next table; of more each table reads what it needs."""
 
 
 def touched_keys(plan: Plan) -> tuple[str, int, list[pa.Table]]:
@@ -32,7 +37,7 @@ def touched_keys(plan: Plan) -> tuple[str, int, list[pa.Table]]:
     assert build.driver
     new = plan.new_rows_sql(build.driver)
     pairs = ", ".join(f'"{source}" AS "{column}"' for column, source in build.by.items())
-    keys = connection.execute(f"SELECT DISTINCT {pairs} FROM {new} WHERE {build.where or 'true'}").to_arrow_table()
+    keys = fetch(connection, f"SELECT DISTINCT {pairs} FROM {new} WHERE {build.where or 'true'}")
     new_rows = count_rows(connection, new)
     if keys.num_rows == 0 or new_rows <= SLICE_ROWS or live_files(plan, AlwaysTrue()):
         return new, new_rows, [keys] if keys.num_rows else []
@@ -53,10 +58,9 @@ def bind_touched(plan: Plan, keys: pa.Table, new: str) -> bool:
             _bind_restricted(plan, name, keys)
             continue
         connection, table = plan.connection, plan.pinned[name][0]
-        late = connection.execute("SELECT * FROM __late").to_arrow_table()
-        _bind_restricted(plan, name, late, "__late")
+        _bind_late(plan, name, fetch(connection, "SELECT * FROM __late"))
         columns = [(f.name, duckdb_type(f.field_type)) for f in table.schema().fields]
-        present = connection.execute("SELECT * FROM __heads LIMIT 0").to_arrow_table().schema
+        present = fetch(connection, "SELECT * FROM __heads LIMIT 0").schema
         chosen = ", ".join(f'i."{c}"' for c, _ in columns)
         on = " AND ".join(f'i."{source}" = k."{key}"' for key, source in build.by.items())
         parts = [
@@ -67,6 +71,47 @@ def bind_touched(plan: Plan, keys: pa.Table, new: str) -> bool:
         connection.execute(f"CREATE OR REPLACE TEMP TABLE __driver AS {' UNION ALL '.join(parts)}")
         bind_sql(connection, name, "__driver")
     return not_late is not None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The rows of a driver at a snapshot in which a column has one of the values."""
+
+    snapshot: int | None
+    column: str
+    values: pa.Array
+    rows: pa.Table
+
+    def has(self, snapshot: int | None, column: str, values: pa.Array) -> bool:
+        """Whether these rows hold all those."""
+        return (self.snapshot, self.column) == (snapshot, column) and bool(pc.all(pc.is_in(values, self.values)).as_py())
+
+
+def _bind_late(plan: Plan, name: str, late: pa.Table) -> None:
+    """Bind the driver to its name, restricted to the late keys (`__late`).
+
+    The tables of one driver are built one after the other, from the same snapshot, and each asks for the versions of the same
+    late objects, which lie in as many row groups as there are objects: so the first reads them for all.
+    """
+    build, (table, snapshot) = plan.declared.build, plan.pinned[name]
+    parted = [p.column for p in plan.lake.declaration(name).partition]
+    key, source = next((pair for pair in build.by.items() if pair[1] in parted), (None, ""))
+    values = pc.unique(late.column(key)) if key else pa.array([])
+    if not 0 < len(values) <= KEPT_KEYS:
+        _bind_restricted(plan, name, late, "__late")
+        return
+    kept = plan.lake.kept.get(name)
+    if not isinstance(kept, _Kept) or not kept.has(snapshot, source, values):
+        files = files_with(table, source, late.column(key), snapshot)
+        columns = ", ".join(quote(f.name) for f in table.schema().fields)
+        held = among_sql(table, files, source, late.column(key)) if files else empty_sql(table)
+        plan.connection.register("__values", pa.table({source: values}))
+        rows = fetch(plan.connection, f"SELECT {columns} FROM {held} SEMI JOIN __values USING ({quote(source)})")
+        kept = plan.lake.kept[name] = _Kept(snapshot, source, values, rows)
+    plan.connection.register("__kept", kept.rows)
+    of_key = " AND ".join(f'i."{source}" = k."{key}"' for key, source in build.by.items())
+    wanted = f"EXISTS (SELECT 1 FROM __late AS k WHERE {of_key}) AND {below_sql(plan.reached)}"
+    bind_sql(plan.connection, name, f"(SELECT * FROM __kept AS i WHERE {wanted})")
 
 
 def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__keys") -> None:

@@ -69,6 +69,21 @@ def test_a_late_event_needs_the_versions_of_its_object(lake: Lake) -> None:
         run(lake, TABLES)
 
 
+def test_the_versions_of_late_objects_are_read_once_for_all_tables_of_a_run(lake: Lake) -> None:
+    older = versions_files(lake)
+    feed_stripe(lake, {"id": "evt_0", "at": "2026-01-01T09:00:00Z", "subscription": {"status": "incomplete", "quantity": 2}})
+    run(lake, TABLES[:2])
+    for file in older:
+        file.unlink()
+    with pytest.raises(duckdb.IOException):
+        run(open_lake(lake.settings, Run("test", "another process")), TABLES[2:])
+    run(lake, TABLES[2:])
+    found = query(
+        lake, "SELECT status, quantity FROM billing.subscription_history WHERE subscription_id = 'sub_1' ORDER BY valid_from"
+    )
+    assert found.to_pylist() == [{"status": "incomplete", "quantity": 2}, {"status": "trialing", "quantity": 2}]
+
+
 def test_without_heads_at_the_right_positions_all_versions_are_read_and_nothing_changes(lake: Lake) -> None:
     """Heads that lag behind, as after a crash between two tables, are no reason to be wrong."""
     late = {"id": "evt_3", "at": "2026-01-03T10:00:00Z", "subscription": {"status": "active"}}
