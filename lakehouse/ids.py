@@ -2,7 +2,8 @@
 
 The index of a file is a derivative of that file, which never changes. It is kept in a local cache under the file's path and
 made again when it is missing: so it cannot be wrong, takes part in no commit, and survives compaction, rollback and a lost disk.
-A probe costs the ids asked for times the logarithm of a file's rows; the index is mapped, not read.
+A probe for few ids costs them times the logarithm of a file's rows (the index is mapped, not read); of many, one pass over the
+index leaves those alone to be searched that are there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from lakehouse.queries import fetch, files_sql
 
 UNUSED_SECONDS = 35 * 86_400
 """An index that nobody asked for that long is removed: its file is older than any window that is deduplicated."""
+
+SEARCHES = 4
+"""So many searches of an index cost as much as reading a part of it, a set of which tells for each id whether it is there."""
 
 
 def id_index(
@@ -60,9 +64,12 @@ def probe(index: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
     known = index.to_series(0)
     if known.is_empty() or ids.is_empty():
         return index.clear().select(pl.lit(0, pl.UInt32).alias("at"), pl.all().exclude(known.name))
-    places = known.search_sorted(ids, "left").clip(upper_bound=len(known) - 1)
-    at = (known.gather(places) == ids).arg_true()
-    return index[places.gather(at)].select(at.alias("at"), pl.all().exclude(known.name))
+    asked = pl.arange(len(ids), dtype=pl.get_index_type(), eager=True)
+    if len(ids) * SEARCHES > len(known):
+        asked = asked.filter(ids.is_in(known.implode()))
+    places = known.search_sorted(ids.gather(asked), "left").clip(upper_bound=len(known) - 1)
+    there = known.gather(places) == ids.gather(asked)
+    return index[places.filter(there)].select(asked.filter(there).alias("at"), pl.all().exclude(known.name))
 
 
 @cache
