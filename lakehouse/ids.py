@@ -12,7 +12,8 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def probe(index: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
     places = known.search_sorted(ids.gather(asked), "left").clip(upper_bound=len(known) - 1)
     there = known.gather(places) == ids.gather(asked)
     return index[places.filter(there)].select(asked.filter(there).alias("at"), pl.all().exclude(known.name))
+
+
+def probe_files(
+    connection: duckdb.DuckDBPyConnection,
+    folder: Path,
+    table: Table,
+    asked: Sequence[tuple[DataFile, pl.Series]],
+    columns: Mapping[str, str],
+) -> list[pl.DataFrame]:
+    """What `probe` finds in the index of each file of the ids asked of it; of several files at once."""
+
+    def look(one: tuple[DataFile, pl.Series]) -> pl.DataFrame:
+        file, ids = one
+        with connection.cursor() as own:
+            return probe(id_index(own, folder, table, file, columns), ids)
+
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+        return list(pool.map(look, asked))
 
 
 @cache

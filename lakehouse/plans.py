@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from pathlib import Path
 from typing import TypeAlias
 
 import duckdb
@@ -51,6 +52,11 @@ class Plan:
     again: pa.Table | None = None
     """Coordinates (topic, partition, offset) of raw records to take up again, below the positions (lakehouse/replay.py)."""
     refused: list[pa.Table] = field(default_factory=list)
+
+    @property
+    def id_indexes(self) -> Path:
+        """Where the indexes of ids are (lakehouse/ids.py)."""
+        return self.lake.settings.home / "cache" / "ids"
 
     def inputs(self) -> Inputs:
         """The inputs as the transform sees them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from lakehouse.plans import frame
 from lakehouse.transforms import Inputs
 from transforms.versions import unnested
 
@@ -13,7 +14,7 @@ MONTHLY = """
 WITH a_year AS (
     SELECT
         account, object_id, created_at, sequence,
-        $count_metered OR usage_type IS DISTINCT FROM 'metered' AS counts,
+        {count_metered} OR usage_type IS DISTINCT FROM 'metered' AS counts,
         -- in trillionths of a minor unit: Stripe gives up to twelve decimals. A year has 12 months, 52 weeks or 365 days
         try(
             CAST(coalesce(CAST(unit_amount_decimal AS DECIMAL(38, 12)), unit_amount_minor) * 1000000000000 AS HUGEINT) * quantity
@@ -65,5 +66,4 @@ def _monthly(inputs: Inputs, items: pl.DataFrame) -> pl.DataFrame:
     """Columns VERSION, monthly_minor of items (VERSION, and how each is priced)."""
     (mrr,) = inputs.reference("mrr")
     inputs.connection.register("__items", items.to_arrow())
-    found = inputs.connection.execute(MONTHLY, {"count_metered": mrr["count_metered"]})
-    return pl.DataFrame(found.to_arrow_table())
+    return frame(inputs.connection, MONTHLY.format(count_metered=bool(mrr["count_metered"])))

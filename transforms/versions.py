@@ -8,7 +8,7 @@ import polars as pl
 
 from lakehouse.chains import sequence_in_second
 from lakehouse.plans import frame
-from lakehouse.queries import fetch, quote
+from lakehouse.queries import fetch, quote, text
 from lakehouse.transforms import Inputs
 from transforms.life_cycles import progress_of
 from transforms.stripe_shapes import shapes, typed_sql
@@ -61,8 +61,7 @@ def _carried(inputs: Inputs, table: str, told: str, object_type: str, kinds: Map
     return pl.DataFrame(
         inputs.sql(
             f"SELECT {told}{carried} FROM (SELECT *, json_extract(state, [{paths}]) AS v FROM {table} "
-            "WHERE object_type = $object_type AND livemode)",
-            object_type=object_type,
+            f"WHERE object_type = {text(object_type)} AND livemode)"
         )
     )
 

@@ -13,7 +13,7 @@ from lakehouse.coordinates import COORDINATES
 from lakehouse.copies import conflict_letters, first_copies
 from lakehouse.dead_letters import understood
 from lakehouse.heads import REDATED
-from lakehouse.ids import id_index, probe
+from lakehouse.ids import probe_files
 from lakehouse.keyed import among_sql
 from lakehouse.lake import IGNORED, ignored_records
 from lakehouse.live import files_where
@@ -93,12 +93,10 @@ def _known(plan: Plan, name: str, ids: pl.Series) -> dict[DataFile, pl.Series]:
         connection.register("__ids", ids.to_frame("id").to_arrow())
         hits = frame(connection, f"SELECT filename, {name} AS id FROM {held} WHERE {name} IN (SELECT id FROM __ids)")
         found = {small[str(path)]: part["id"] for (path,), part in hits.group_by("filename")}
-    cache = plan.lake.settings.home / "cache" / "ids"
-    for file in files:
-        if file.record_count >= INDEXED_ROWS:
-            at = probe(id_index(connection, cache, plan.table, file, {"id": name}), ids)["at"]
-            if len(at):
-                found[file] = ids[at]
+    large = [(file, ids) for file in files if file.record_count >= INDEXED_ROWS]
+    for (file, _), hit in zip(large, probe_files(connection, plan.id_indexes, plan.table, large, {"id": name}), strict=True):
+        if not hit.is_empty():
+            found[file] = ids[hit["at"]]
     return found
 
 

@@ -15,7 +15,7 @@ import polars as pl
 from pyiceberg.manifest import DataFile
 
 from lakehouse.copies import conflict_letters, first_copies, no_conflicts
-from lakehouse.ids import id_index, probe
+from lakehouse.ids import probe_files
 from lakehouse.plans import Plan, frame, live_files
 from lakehouse.predicates import all_of, any_of, at_least, below
 from lakehouse.queries import files_sql
@@ -107,21 +107,15 @@ def _known(plan: Plan, rows: pl.DataFrame, named: pl.DataFrame) -> tuple[pl.Seri
     """(where in `rows` a copy is of which the table has an earlier one, rows of the table that make way, copies in conflict)."""
     days = named.select(pl.col("day").rle().struct.unnest()).with_columns(start=pl.col("len").cum_sum() - pl.col("len"))
     spans = {day: (start, length) for length, day, start in days.iter_rows()}
-    cache = plan.lake.settings.home / "cache" / "ids"
-    found: list[pl.DataFrame] = []
-    unsure_files: list[DataFile] = []
-    for file in _files_of(plan, sorted(spans)):
-        part = named.slice(*spans[file.partition[0]])
-        hit = probe(id_index(plan.connection, cache, plan.table, file, INDEXED), part["id_hash"])
-        if hit.is_empty():
-            continue
+    parts = [(file, named.slice(*spans[file.partition[0]])) for file in _files_of(plan, sorted(spans))]
+    asked = [(file, part["id_hash"]) for file, part in parts]
+    found, unsure_files = [named.select("at", later=pl.lit(value=True)).clear()], []
+    for (file, part), hit in zip(parts, probe_files(plan.connection, plan.id_indexes, plan.table, asked, INDEXED), strict=True):
         new = part[hit["at"]]
         later = (new["received"] > hit["received"]) & new["content_hash"].eq_missing(hit["content"])
         found.append(pl.DataFrame({"at": new["at"], "later": later}))
         if not later.all():
             unsure_files.append(file)
-    if not found:
-        return named["at"].clear(), rows.select("event_id", "occurred_at").clear(), no_conflicts(rows)
     hits = pl.concat(found).group_by("at").agg(pl.col("later").all())
     if not unsure_files:
         return hits["at"], rows.select("event_id", "occurred_at").clear(), no_conflicts(rows)
