@@ -109,8 +109,8 @@ MUTANTS = (
     Mutant(
         "product-not-deduplicated",
         "transforms/product/duplicates.py",
-        "if hit.is_empty():\n            continue",
-        "if True:\n            continue",
+        "again = pl.concat([again, known])",
+        "again = again.clone()",
         "a product event that comes again in a later batch is stored again",
     ),
     Mutant(
@@ -165,8 +165,8 @@ MUTANTS = (
     Mutant(
         "test-mode-stored",
         "transforms/versions.py",
-        "WHERE object_type = $object_type AND livemode",
-        "WHERE object_type = $object_type",
+        "WHERE object_type = {text(object_type)} AND livemode",
+        "WHERE object_type = {text(object_type)}",
         "test-mode events mix with live ones",
     ),
     Mutant(
