@@ -202,7 +202,7 @@ def _literal(value: Any) -> str:
 def _rows(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Row | None = None) -> list[Row]:
     try:
         with reaching("reading the lake"):
-            return fetch(connection, sql, parameters or None).to_pylist()  # type: ignore[no-any-return]
+            return fetch(connection, sql, parameters).to_pylist()  # type: ignore[no-any-return]
     except duckdb.Error as error:
         raise UsageError(f"SQL error: {error}") from None
 

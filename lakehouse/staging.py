@@ -79,7 +79,7 @@ def conform(table: Table, rows: pa.Table) -> pa.Table:
 def stage(table: Table, declared: Declaration, rows: pa.Table | pl.DataFrame) -> list[DataFile]:
     """Write `rows`, sorted by the declared order, as Parquet files of the table, one or more for each partition touched.
 
-    Nothing is published: the files belong to no snapshot until a commit names them.
+    Nothing is published: the files belong to no snapshot until a commit names them. A frame has all columns of the table.
 
     Raises:
         ChecksFailed: a required column holds NULL: Parquet cannot hold that, so it cannot wait for `check_staged`.
@@ -88,8 +88,6 @@ def stage(table: Table, declared: Declaration, rows: pa.Table | pl.DataFrame) ->
     frame = rows if isinstance(rows, pl.DataFrame) else pl.DataFrame(conform(table, rows))
     if frame.is_empty():
         return []
-    absent = [pl.lit(None).alias(f.name) for f in table.schema().fields if f.name not in frame.columns]
-    frame = frame.with_columns(absent)
     given = frame.to_arrow(compat_level=pl.CompatLevel.newest())  # the same memory
     refuse_nulls(table, declared, given)
     places = sorted(_places(table, given), key=lambda place: len(place[1]))

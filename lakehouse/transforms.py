@@ -33,7 +33,7 @@ class Inputs:
         """Run SQL over the inputs (by their table names) and `reference.NAME`."""
         if f"{REFERENCE}." in text.lower():
             bind_reference(self.connection, self.catalog_dir, tables_read(text))
-        return fetch(self.connection, text, parameters or None)
+        return fetch(self.connection, text, parameters)
 
     def reference(self, name: str) -> Any:
         """Reference data, `catalog/reference/<name>.yaml`."""

@@ -8,7 +8,7 @@ import polars as pl
 
 from lakehouse.chains import sequence_in_second
 from lakehouse.plans import frame
-from lakehouse.queries import fetch, quote, text
+from lakehouse.queries import quote, text
 from lakehouse.transforms import Inputs
 from transforms.life_cycles import progress_of
 from transforms.stripe_shapes import shapes, typed_sql
@@ -108,10 +108,8 @@ def unnested(inputs: Inputs, parents: pl.DataFrame, object_type: str, name: str)
     inputs.connection.register("__parents", parents.to_arrow())
     typed = ", ".join(typed_sql(f"v[{i}]", kind, c) for i, (c, (kind, *_)) in enumerate(columns.items(), start=1))
     paths = ", ".join(f"'$.{c}'" for c in columns)
-    return pl.DataFrame(
-        fetch(
-            inputs.connection,
-            f"SELECT account, object_id, created_at, sequence, {typed} FROM ("
-            f"SELECT *, json_extract(unnest(json_extract(\"{name}\", '$[*]')), [{paths}]) AS v FROM __parents)",
-        )
+    return frame(
+        inputs.connection,
+        f"SELECT account, object_id, created_at, sequence, {typed} FROM ("
+        f"SELECT *, json_extract(unnest(json_extract(\"{name}\", '$[*]')), [{paths}]) AS v FROM __parents)",
     )

@@ -32,7 +32,7 @@ def history(plan: Plan) -> Staged:
         continued = bind_touched(plan, keys, new)
         begins = states = module.states(plan.inputs())
         if continued:
-            first = pl.DataFrame(fetch(connection, "SELECT * FROM __first"))
+            first = frame(connection, "SELECT * FROM __first")
             begins = states.join(first, on=by).filter(pl.col(module.SCD2["time"]) >= pl.col("first")).drop("first")
         held = _held_intervals(plan, by, continued)
         change = scd2_update(held.drop("filename"), states, begins, **module.SCD2)

@@ -145,7 +145,7 @@ def _first_copies(
     connection.register("__rows", rows)
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
     near = _near(plan, rows, known)
-    there = pl.DataFrame(fetch(connection, f"SELECT {columns}, filename FROM {near} SEMI JOIN __rows USING ({key})"))
+    there = frame(connection, f"SELECT {columns}, filename FROM {near} SEMI JOIN __rows USING ({key})")
     keys, new = plan.declared.primary_key, pl.DataFrame(conform(plan.table, rows))
     copies = pl.concat([there, new.with_columns(pl.lit(None, pl.String).alias("filename"))], how="vertical_relaxed")
     copies = copies.with_columns(pl.col("filename").is_null().alias("__new"))  # of equals the copy that is there counts

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.table import Table
 from pyiceberg.transforms import BucketTransform
 from pyiceberg.types import StringType
 
@@ -15,7 +16,7 @@ from lakehouse.heads import heads_as_versions, split_keys
 from lakehouse.keyed import among_sql, files_with
 from lakehouse.live import files_where
 from lakehouse.plans import Plan, count_rows, live_files
-from lakehouse.queries import bind_sql, bind_table, duckdb_type, empty_sql, fetch, files_sql, quote
+from lakehouse.queries import bind_sql, duckdb_type, empty_sql, fetch, files_sql, quote
 
 SLICE_ROWS = 250_000
 """Driver rows that are taken up at once where a table is built whole: ten columns of text each, several times over in memory."""
@@ -58,7 +59,7 @@ def bind_touched(plan: Plan, keys: pa.Table, new: str) -> bool:
             _bind_restricted(plan, name, keys)
             continue
         connection, table = plan.connection, plan.pinned[name][0]
-        _bind_late(plan, name, fetch(connection, "SELECT * FROM __late"))
+        _bind_restricted(plan, name, fetch(connection, "SELECT * FROM __late"), late=True)
         columns = [(f.name, duckdb_type(f.field_type)) for f in table.schema().fields]
         present = fetch(connection, "SELECT * FROM __heads LIMIT 0").schema
         chosen = ", ".join(f'i."{c}"' for c, _ in columns)
@@ -87,35 +88,34 @@ class _Kept:
         return (self.snapshot, self.column) == (snapshot, column) and bool(pc.all(pc.is_in(values, self.values)).as_py())
 
 
-def _bind_late(plan: Plan, name: str, late: pa.Table) -> None:
-    """Bind the driver to its name, restricted to the late keys (`__late`).
+def _read_once(plan: Plan, name: str, column: str, values: pa.ChunkedArray) -> str:
+    """The rows of the driver in which the column has one of the values, as a relation of the connection.
 
     The tables of one driver are built one after the other, from the same snapshot, and each asks for the versions of the same
     late objects, which lie in as many row groups as there are objects: so the first reads them for all.
     """
-    build, (table, snapshot) = plan.declared.build, plan.pinned[name]
-    parted = [p.column for p in plan.lake.declaration(name).partition]
-    key, source = next((pair for pair in build.by.items() if pair[1] in parted), (None, ""))
-    values = pc.unique(late.column(key)) if key else pa.array([])
-    if not 0 < len(values) <= KEPT_KEYS:
-        _bind_restricted(plan, name, late, "__late")
-        return
-    kept = plan.lake.kept.get(name)
-    if not isinstance(kept, _Kept) or not kept.has(snapshot, source, values):
-        files = files_with(table, source, late.column(key), snapshot)
+    table, snapshot = plan.pinned[name]
+    few, kept = pc.unique(values), plan.lake.kept.get(name)
+    if not isinstance(kept, _Kept) or not kept.has(snapshot, column, few):
+        plan.connection.register("__values", pa.table({column: few}))
         columns = ", ".join(quote(f.name) for f in table.schema().fields)
-        held = among_sql(table, files, source, late.column(key)) if files else empty_sql(table)
-        plan.connection.register("__values", pa.table({source: values}))
-        rows = fetch(plan.connection, f"SELECT {columns} FROM {held} SEMI JOIN __values USING ({quote(source)})")
-        kept = plan.lake.kept[name] = _Kept(snapshot, source, values, rows)
+        rows = f"SELECT {columns} FROM {_holding_sql(table, snapshot, column, values)} SEMI JOIN __values USING ({quote(column)})"
+        kept = plan.lake.kept[name] = _Kept(snapshot, column, few, fetch(plan.connection, rows))
     plan.connection.register("__kept", kept.rows)
-    of_key = " AND ".join(f'i."{source}" = k."{key}"' for key, source in build.by.items())
-    wanted = f"EXISTS (SELECT 1 FROM __late AS k WHERE {of_key}) AND {below_sql(plan.reached)}"
-    bind_sql(plan.connection, name, f"(SELECT * FROM __kept AS i WHERE {wanted})")
+    return "__kept"
 
 
-def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__keys") -> None:
-    """Bind an input to its name, restricted to the touched keys (a relation that holds the same as `keys`)."""
+def _holding_sql(table: Table, snapshot: int | None, column: str, values: pa.ChunkedArray) -> str:
+    """Rows of a snapshot as an SQL table expression: all in which the column has one of the values, and perhaps others."""
+    files = files_with(table, column, values, snapshot)
+    return among_sql(table, files, column, values) if files else empty_sql(table)
+
+
+def _bind_restricted(plan: Plan, name: str, keys: pa.Table, *, late: bool = False) -> None:
+    """Bind an input to its name, restricted to the touched keys (the relation `__keys`), or to the late ones (`__late`).
+
+    keys: the same keys as the relation holds.
+    """
     build = plan.declared.build
     table, snapshot = plan.pinned[name]
     columns = [f.name for f in table.schema().fields]
@@ -124,15 +124,18 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table, relation: str = "__k
     # of several columns the one that the table is partitioned by says most about where a row is
     parted = [p.column for p in plan.lake.declaration(name).partition]
     by = next((pair for pair in matched.items() if pair[1] in parted), next(reversed(matched.items()), None))
-    files = files_with(table, by[1], keys.column(by[0]), snapshot) if by else files_where(table, None, snapshot)
-    if not files:
-        bind_table(plan.connection, name, table, None)
-        return
-    rows = among_sql(table, files, by[1], keys.column(by[0])) if by else files_sql(table, (f.file_path for f in files))
+    if by is None:
+        files = [f.file_path for f in files_where(table, None, snapshot)]
+        rows = files_sql(table, files) if files else empty_sql(table)
+    elif late and 0 < keys.num_rows <= KEPT_KEYS:
+        rows = _read_once(plan, name, by[1], keys.column(by[0]))
+    else:
+        rows = _holding_sql(table, snapshot, by[1], keys.column(by[0]))
     chosen = ", ".join(f'i."{c}"' for c in columns)
     condition = " AND ".join(f'i."{source}" = k."{key}"' for key, source in matched.items()) or "true"
     if name == build.driver:
         condition += f" AND {below_sql(plan.reached)}"
+    relation = "__late" if late else "__keys"
     bind_sql(
         plan.connection,
         name,

@@ -12,6 +12,7 @@ import pyarrow as pa
 from lakehouse.coordinates import COORDINATES
 from lakehouse.copies import conflict_letters, first_copies, of_one_object
 from lakehouse.payloads import payload_text
+from lakehouse.plans import frame
 from lakehouse.queries import epoch_time, fetch, text
 from lakehouse.transforms import Built, Inputs
 from transforms.stripe_shapes import nested_sql, normalise_sql, object_types, shapes
@@ -156,7 +157,7 @@ def build(inputs: Inputs) -> Built:
     per_type = " UNION ALL ".join(normalise_sql(name, spec) for name, spec in shapes(reference).items())
     statuses = [row["status"] for row in inputs.reference("statuses")]
     connection.execute(NORMALISED.format(per_type=per_type), {"statuses": statuses})
-    found = pl.DataFrame(fetch(connection, VERSIONS))
+    found = frame(connection, VERSIONS)
     rejected: pa.Table = fetch(connection, REJECTED)
     ((ignored,),) = connection.execute("SELECT count(*) FROM parsed WHERE reason = 'ignored' AND NOT nested").fetchall()
     found, others = of_one_object(

@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import duckdb
-import polars as pl
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
 from lakehouse.commit import scope_of
 from lakehouse.coordinates import ranges_sql
 from lakehouse.ledger import STEP, fold
-from lakehouse.plans import Plan, Staged, live_files
+from lakehouse.plans import Plan, Staged, frame, live_files
 from lakehouse.predicates import at_least
 from lakehouse.queries import bind_sql, epoch_time, fetch, files_sql, path_for_duckdb
 from lakehouse.staging import conform, stage
@@ -206,15 +204,11 @@ def _entries(inputs: Inputs) -> pa.Table:
         FROM (SELECT DISTINCT account, grp, step FROM facts) AS s
         JOIN facts AS f ON f.account = s.account AND f.grp = s.grp AND f.step <= s.step
     """)
-    postings = _frame(connection, POSTINGS.read_text("utf-8"))
-    steps = _frame(connection, f"SELECT DISTINCT account, grp, {STEP} FROM facts")
+    postings = frame(connection, POSTINGS.read_text("utf-8"))
+    steps = frame(connection, f"SELECT DISTINCT account, grp, {STEP} FROM facts")
     entries = fold(postings, steps, group=["account", "grp"], key=KEY, fields=FIELDS)
     connection.register("entries", entries.to_arrow())
     connection.register("causes", fetch(connection, CAUSES))
     rule = inputs.reference("ledger")[0]
     parameters = {"time_zone": rule["time_zone"], "close_after_hours": rule["close_after_hours"]}
     return fetch(connection, ENTRIES, parameters)
-
-
-def _frame(connection: duckdb.DuckDBPyConnection, sql: str) -> pl.DataFrame:
-    return pl.DataFrame(fetch(connection, sql))

@@ -5,7 +5,7 @@ The repair of the events that a late truth made wrong calls the same function.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,14 +14,13 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
-from pyiceberg.transforms import BucketTransform
 
 from lakehouse.asof import asof_join
 from lakehouse.declarations import load_reference
 from lakehouse.keyed import among_sql
 from lakehouse.plans import Plan, frame, live_files
 from lakehouse.predicates import all_of, any_of, at_least, at_most, is_null, one_of
-from lakehouse.queries import empty_sql, files_sql, path_for_duckdb
+from lakehouse.queries import files_sql, path_for_duckdb
 
 INPUTS = (
     "product.identifications",
@@ -211,42 +210,53 @@ def _dirty(plan: Plan, known: Known) -> Dirty:
     )
 
 
-def _suspect_files(plan: Plan, dirty: Dirty) -> list[DataFile]:
-    """The live files that may hold an event of what is dirty."""
-    unsent = is_null("workspace_id")
-    places = dirty.workspaces
-    where = []
-    if not places.is_empty():
-        ids = places["workspace_id"].to_list()
-        theirs = any_of((one_of("workspace_id", ids), all_of((unsent, one_of("attributed_workspace_id", ids)))))
-        where.append(all_of((at_least("occurred_at", min(places["since"])), theirs)))
-    for column, since in (("user_id", dirty.users), ("identified_user_id", dirty.users), ("anonymous_id", dirty.anonymous)):
-        if not since.is_empty():
-            theirs = one_of(column, since.to_series(0).to_list())
-            where.append(all_of((at_least("occurred_at", min(since["since"])), unsent, theirs)))
-    return live_files(plan, any_of(where)) if where else []
-
-
-def _of_dirty_sql(plan: Plan, dirty: Dirty, files: Mapping[str, DataFile]) -> str:
-    """Rows of the files as an SQL table expression: all that may be of what is dirty, and perhaps others.
-
-    Events that name a workspace are sorted by it: of their files only the row groups that can hold one of the dirty are read.
-    """
-    spec = plan.table.spec()
-    place = next((n for n, field in enumerate(spec.fields) if isinstance(field.transform, BucketTransform)), None)
+def _suspect_files(plan: Plan, dirty: Dirty) -> tuple[list[DataFile], list[DataFile]]:
+    """The live files that may hold an event of what is dirty: one that names a workspace, one that names none."""
     named: list[DataFile] = []
-    others: list[str] = []
-    for path, file in files.items():
-        if place is not None and file.spec_id == spec.spec_id and file.partition[place] is not None:
-            named.append(file)
-        else:
-            others.append(path)
-    workspaces = pa.chunked_array([dirty.workspaces["workspace_id"].to_arrow()])
-    parts = [files_sql(plan.table, others)] if others else []
-    if named and len(workspaces):
-        parts.append(among_sql(plan.table, named, "workspace_id", workspaces))
-    nothing = f"(SELECT *, CAST(NULL AS VARCHAR) AS filename FROM {empty_sql(plan.table)})"
-    return "(" + " UNION ALL ".join(f"FROM {part}" for part in parts or [nothing]) + ")"
+    nameless = []
+    if not dirty.workspaces.is_empty():
+        since, ids = at_least("occurred_at", min(dirty.workspaces["since"])), dirty.workspaces["workspace_id"].to_list()
+        named = live_files(plan, all_of((since, one_of("workspace_id", ids))))
+        nameless.append(all_of((since, one_of("attributed_workspace_id", ids))))
+    for column, ids_since in (("user_id", dirty.users), ("identified_user_id", dirty.users), ("anonymous_id", dirty.anonymous)):
+        if not ids_since.is_empty():
+            theirs = one_of(column, ids_since.to_series(0).to_list())
+            nameless.append(all_of((at_least("occurred_at", min(ids_since["since"])), theirs)))
+    return named, live_files(plan, all_of((is_null("workspace_id"), any_of(nameless)))) if nameless else []
+
+
+def _with_changes(plan: Plan, dirty: Dirty, named: Sequence[DataFile], nameless: Sequence[DataFile]) -> set[str]:
+    """Which of `_suspect_files` hold an event that is attributed otherwise now, by the paths that DuckDB gives.
+
+    Events that name a workspace are sorted by it, so of their files only the row groups that can hold a dirty one are read.
+    """
+    parts = []
+    if named:
+        workspaces = pa.chunked_array([dirty.workspaces["workspace_id"].to_arrow()])
+        parts.append(f"FROM {among_sql(plan.table, named, 'workspace_id', workspaces)} WHERE workspace_id IS NOT NULL")
+    if nameless:
+        parts.append(f"FROM {files_sql(plan.table, (f.file_path for f in nameless))} WHERE workspace_id IS NULL")
+    if not parts:
+        return set()
+    connection = plan.connection
+    connection.register("__dirty_workspaces", dirty.workspaces.to_arrow())
+    connection.register("__dirty_users", dirty.users.to_arrow())
+    connection.register("__dirty_anonymous", dirty.anonymous.to_arrow())
+    suspects = frame(
+        connection,
+        f"""
+        SELECT
+            e.filename, e.event_id, e.workspace_id, e.user_id, e.anonymous_id, e.occurred_at,
+            {", ".join(f"e.{c}" for c in ATTRIBUTED)}
+        FROM ({" UNION ALL ".join(parts)}) e
+        LEFT JOIN __dirty_workspaces w ON w.workspace_id = coalesce(e.workspace_id, e.attributed_workspace_id)
+        LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND u.user_id = coalesce(e.user_id, e.identified_user_id)
+        LEFT JOIN __dirty_anonymous a ON e.workspace_id IS NULL AND e.user_id IS NULL AND a.anonymous_id = e.anonymous_id
+        WHERE e.occurred_at >= w.since OR e.occurred_at >= u.since OR e.occurred_at >= a.since
+        """,
+    )
+    fresh = attribute(suspects, known_now(plan, suspects))
+    return set(fresh.filter(pl.any_horizontal([fresh[c].ne_missing(suspects[c]) for c in ATTRIBUTED]))["filename"])
 
 
 def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence[DataFile], pl.DataFrame | None]:
@@ -258,11 +268,10 @@ def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence
     if plan.base is None or (dirty.is_empty() and replaced.is_empty()):
         return (), None
     connection = plan.connection
-    connection.register("__dirty_workspaces", dirty.workspaces.to_arrow())
-    connection.register("__dirty_users", dirty.users.to_arrow())
-    connection.register("__dirty_anonymous", dirty.anonymous.to_arrow())
+    named, nameless = _suspect_files(plan, dirty)
+    hit = _with_changes(plan, dirty, named, nameless)
+    files = {path_for_duckdb(f.file_path): f for f in (*named, *nameless)}
     connection.register("__replaced", replaced.to_arrow())
-    found = _suspect_files(plan, dirty)
     if not replaced.is_empty():
         when = replaced["occurred_at"].to_list()  # where the known copies are: their days bound the files to look into
         where = all_of(
@@ -272,28 +281,9 @@ def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence
                 at_most("occurred_at", max(when)),
             )
         )
-        found += live_files(plan, where)
-    files = {path_for_duckdb(f.file_path): f for f in found}
-    if not files:
-        return (), None
-    suspects = frame(
-        connection,
-        f"""
-        SELECT
-            e.filename, e.event_id, e.workspace_id, e.user_id, e.anonymous_id, e.occurred_at,
-            {", ".join(f"e.{c}" for c in ATTRIBUTED)}
-        FROM {_of_dirty_sql(plan, dirty, files)} e
-        LEFT JOIN __dirty_workspaces w ON w.workspace_id = coalesce(e.workspace_id, e.attributed_workspace_id)
-        LEFT JOIN __dirty_users u ON e.workspace_id IS NULL AND u.user_id = coalesce(e.user_id, e.identified_user_id)
-        LEFT JOIN __dirty_anonymous a ON e.workspace_id IS NULL AND e.user_id IS NULL AND a.anonymous_id = e.anonymous_id
-        WHERE e.occurred_at >= w.since OR e.occurred_at >= u.since OR e.occurred_at >= a.since
-        """,
-    )
-    fresh = attribute(suspects, known_now(plan, suspects)).select(suspects.columns)
-    changed = fresh.filter(pl.any_horizontal([fresh[c].ne_missing(suspects[c]) for c in ATTRIBUTED]))
-    hit = set(changed["filename"])
-    if not replaced.is_empty():
-        there = f"FROM {files_sql(plan.table, files)} SEMI JOIN __replaced USING (event_id, occurred_at)"
+        holding = {path_for_duckdb(f.file_path): f for f in live_files(plan, where)}
+        files |= holding
+        there = f"FROM {files_sql(plan.table, holding)} SEMI JOIN __replaced USING (event_id, occurred_at)"
         hit |= set(frame(connection, f"SELECT DISTINCT filename {there}")["filename"])
     if not hit:
         return (), None
