@@ -27,7 +27,7 @@ from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.typedef import Record
-from pyiceberg.types import BinaryType
+from pyiceberg.types import BinaryType, TimestamptzType
 
 from lakehouse.declarations import Declaration
 from lakehouse.errors import ChecksFailed, Terminal
@@ -159,12 +159,15 @@ class OpenFiles:
         restricted = {c.name for c in declared.columns if c.pii == "restricted"}
         # Bounds of a payload prune nothing, and bounds of restricted columns would stand in manifests, which nobody masks.
         self._bounded = [f.name for f in table.schema().fields if f.field_type.is_primitive and f.name not in binary | restricted]
+        differing = {f.name for f in table.schema().fields if isinstance(f.field_type, TimestamptzType) or f.name == "offset"}
         properties = table.metadata.properties
         self._parquet: dict[str, Any] = {
             "compression": properties.get(TableProperties.PARQUET_COMPRESSION, TableProperties.PARQUET_COMPRESSION_DEFAULT),
             "compression_level": int(properties.get(TableProperties.PARQUET_COMPRESSION_LEVEL, "1")),
             "write_statistics": self._bounded,
-            "use_dictionary": [path for path in self._paths if path not in binary],  # payloads do not repeat
+            # payloads do not repeat; nor do times and offsets, of which neighbours differ by little
+            "use_dictionary": [path for path in self._paths if path not in binary | differing],
+            "column_encoding": dict.fromkeys(differing, "DELTA_BINARY_PACKED"),
             "store_decimal_as_integer": True,
         }
         bounded = {table.schema().find_field(name).field_id for name in self._bounded}
