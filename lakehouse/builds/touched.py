@@ -56,21 +56,21 @@ def bind_touched(plan: Plan, keys: pa.Table, new: str) -> bool:
     not_late = split_keys(plan, new) if goes_on else None
     for name in plan.transform.inputs:
         if name != build.driver or not_late is None:
-            _bind_restricted(plan, name, keys)
+            bind_sql(plan.connection, name, _restricted_sql(plan, name, keys))
             continue
         connection, table = plan.connection, plan.pinned[name][0]
-        _bind_restricted(plan, name, fetch(connection, "SELECT * FROM __late"), late=True)
+        late = _restricted_sql(plan, name, fetch(connection, "SELECT * FROM __late"), late=True)
         columns = [(f.name, duckdb_type(f.field_type)) for f in table.schema().fields]
         present = fetch(connection, "SELECT * FROM __heads LIMIT 0").schema
         chosen = ", ".join(f'i."{c}"' for c, _ in columns)
         on = " AND ".join(f'i."{source}" = k."{key}"' for key, source in build.by.items())
         parts = [
-            f"SELECT * FROM {quote(name)}",
+            f"FROM {late}",
             heads_as_versions(columns, present, not_late),
             f"SELECT {chosen} FROM {new} AS i WHERE EXISTS (SELECT 1 FROM __keys AS k WHERE {on}) AND {not_late}",
         ]
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE __driver AS {' UNION ALL '.join(parts)}")
-        bind_sql(connection, name, "__driver")
+        # not a table: a transform reads it once, and of its columns some
+        bind_sql(connection, name, f"({' UNION ALL '.join(parts)})")
     return not_late is not None
 
 
@@ -111,8 +111,8 @@ def _holding_sql(table: Table, snapshot: int | None, column: str, values: pa.Chu
     return among_sql(table, files, column, values) if files else empty_sql(table)
 
 
-def _bind_restricted(plan: Plan, name: str, keys: pa.Table, *, late: bool = False) -> None:
-    """Bind an input to its name, restricted to the touched keys (the relation `__keys`), or to the late ones (`__late`).
+def _restricted_sql(plan: Plan, name: str, keys: pa.Table, *, late: bool = False) -> str:
+    """An input restricted to the touched keys (the relation `__keys`), or to the late (`__late`), as an SQL table expression.
 
     keys: the same keys as the relation holds.
     """
@@ -125,7 +125,7 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table, *, late: bool = Fals
     parted = [p.column for p in plan.lake.declaration(name).partition]
     by = next((pair for pair in matched.items() if pair[1] in parted), next(reversed(matched.items()), None))
     if by is None:
-        files = [f.file_path for f in files_where(table, None, snapshot)]
+        files = files_where(table, None, snapshot)
         rows = files_sql(table, files) if files else empty_sql(table)
     elif late and 0 < keys.num_rows <= KEPT_KEYS:
         rows = _read_once(plan, name, by[1], keys.column(by[0]))
@@ -136,8 +136,4 @@ def _bind_restricted(plan: Plan, name: str, keys: pa.Table, *, late: bool = Fals
     if name == build.driver:
         condition += f" AND {below_sql(plan.reached)}"
     relation = "__late" if late else "__keys"
-    bind_sql(
-        plan.connection,
-        name,
-        f"(SELECT {chosen} FROM {rows} AS i WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}))",
-    )
+    return f"(SELECT {chosen} FROM {rows} AS i WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}))"
