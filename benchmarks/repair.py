@@ -176,7 +176,7 @@ def _append(lake: Lake, name: str, topic: str, rows: pa.Table, first: int, sourc
     append_rows(lake, name, whole, {at: first} if first else {}, {at: first + n}, {topic: source})
 
 
-def _files(lake: Lake) -> list[DataFile]:
+def _files(lake: Lake) -> Sequence[DataFile]:
     return files_where(lake.load(TABLE))
 
 

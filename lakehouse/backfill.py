@@ -145,7 +145,7 @@ def _derive_once(lake: Lake, name: str, transforms: dict[str, Transform], start:
         rows = transform.module.derive(plan, start, end)
         connection.register("__derived", rows)
         files = live_files(plan, all_of((at_least(by, start), below(by, end))))
-        held = files_sql(table, (f.file_path for f in files)) if files else empty_sql(table)
+        held = files_sql(table, files) if files else empty_sql(table)
         columns, within = ", ".join(quote(c) for c in declared.column_names), _within(by, start, end)
         connection.execute(f"CREATE TEMP TABLE __held AS SELECT {columns} FROM {held} WHERE {within}")
         wanted = content_of(connection, "__derived", declared.column_names)
@@ -210,7 +210,7 @@ def still_holds(lake: Lake, made: Slice) -> bool:
     table = lake.load(made.table)
     assert transform.module is not None
     by = transform.module.WINDOW
-    files = [f.file_path for f in files_where(table, all_of((at_least(by, made.start), below(by, made.end))))]
+    files = files_where(table, all_of((at_least(by, made.start), below(by, made.end))))
     with connect(lake.settings) as connection:
         relation = f"{files_sql(table, files) if files else empty_sql(table)} WHERE {_within(by, made.start, made.end)}"
         return content_of(connection, relation, declared.column_names).hash == made.hash

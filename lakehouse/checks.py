@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import duckdb
 import pyarrow as pa
-from pyiceberg.manifest import DataFile
+from pyiceberg.manifest import DataFile, DataFileContent
 
 from lakehouse.declarations import Declaration
 from lakehouse.errors import ChecksFailed
@@ -58,8 +58,8 @@ def check_staged(connection: duckdb.DuckDBPyConnection, declared: Declaration, f
     Raises:
         ChecksFailed: naming each rule broken and the number of rows; the batch is held, and advances nothing.
     """
-    if files:
-        _refuse_broken(declared, run_checks(connection, declared, staged_sql(f.file_path for f in files)))
+    if rows := [f.file_path for f in files if f.content == DataFileContent.DATA]:
+        _refuse_broken(declared, run_checks(connection, declared, staged_sql(rows)))
 
 
 def check_rows(

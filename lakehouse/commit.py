@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pyiceberg.exceptions import ValidationException
-from pyiceberg.manifest import DataFile, ManifestEntryStatus
+from pyiceberg.manifest import DataFile, DataFileContent, ManifestEntryStatus
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
@@ -31,7 +31,7 @@ from lakehouse import failpoints
 from lakehouse.errors import Fenced, Replan
 from lakehouse.files import modified_ms
 from lakehouse.lake import Run
-from lakehouse.live import files_where
+from lakehouse.live import about, deletes_of, files_where, position_deletes
 from lakehouse.positions import (
     TopicPartition,
     Vector,
@@ -126,7 +126,7 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
     def build() -> Request:
         refuse_rolled_back(name, table.metadata)
         _refuse_fenced(name, table.metadata, change.consumer, expected, change.reached)
-        if any(f.spec_id != table.metadata.default_spec_id for f in change.add):
+        if any(f.spec_id != table.metadata.default_spec_id for f in change.add if f.content == DataFileContent.DATA):
             # pyiceberg would list them under the present spec all the same, with partition values that are not its own
             raise Replan(f"{name}: the partition spec has changed since the files were staged; stage them again")
         if change.refuse:
@@ -135,6 +135,7 @@ def commit(table: Table, run: Run, change: Change) -> Committed:
             if change.add and table.properties.get(SWEPT) != swept:
                 _refuse_swept(name, table, change.add)
             if change.rewrite:
+                _refuse_other_deletes(name, table, change)
                 _refuse_outdated(name, table, change)
             failpoints.hit("commit.checked")
             request, snapshot_id = _build(table, run, change)
@@ -161,12 +162,15 @@ def _build(table: Table, run: Run, change: Change) -> tuple[Request, int]:
         **{f"lakehouse.{k}": v for k, v in change.note.items()},
     }
     transaction = OneSnapshot(table)
-    operation, kind = (Operation.OVERWRITE, Overwrite) if change.remove else (Operation.APPEND, Append)
+    takes_out = change.remove or any(f.content != DataFileContent.DATA for f in change.add)
+    operation, kind = (Operation.OVERWRITE, Overwrite) if takes_out else (Operation.APPEND, Append)
     producer = (Cluster if change.cluster else kind)(operation, transaction, table.io, snapshot_properties=summary)
     for file in change.add:
         producer.append_data_file(file)
     for file in change.remove:
         producer.delete_data_file(file)
+        for deletes in deletes_of(file):
+            producer.delete_data_file(deletes)
     producer.commit()  # stages the snapshot in the transaction; sends nothing
     properties = position_properties(change.consumer, change.reached, metadata.next_sequence_number(), change.sources)
     updates = (*transaction._updates, SetPropertiesUpdate(updates=properties), *change.updates)
@@ -203,6 +207,15 @@ def _refuse_swept(name: str, table: Table, files: Sequence[DataFile]) -> None:
         raise Replan(f"{name}: files staged so long ago that orphan removal takes them; stage them again")
 
 
+def _refuse_other_deletes(name: str, table: Table, change: Change) -> None:
+    """A file is replaced with what is deleted of it: rows deleted since the plan would come back."""
+    snapshot = table.current_snapshot()
+    removed = {f.file_path: deletes_of(f) for f in change.remove if f.content == DataFileContent.DATA}
+    present = position_deletes(table, snapshot) if snapshot and removed else {}
+    if any(set(present.get(path, ())) != set(known) for path, known in removed.items()):
+        raise Replan(f"{name}: rows of a file that the rewrite planned on were deleted meanwhile; plan again")
+
+
 def _refuse_outdated(name: str, table: Table, change: Change) -> None:
     """A rewrite must have been alone in its scope, and its files must be live: look only at what came since its base.
 
@@ -219,7 +232,7 @@ def _refuse_outdated(name: str, table: Table, change: Change) -> None:
         if any(_in_scope(file, change.scope) for file in files_where(table)):
             raise Replan(f"{name}: files were added in the rewrite's scope since its base; plan again")
         return
-    planned = {f.file_path for f in change.remove}
+    planned = {f.file_path for f in change.remove} | {path for f in change.add if (path := about(f))}
     for snapshot in _since(name, table, change.base):
         summary = snapshot.summary.additional_properties if snapshot.summary else {}
         same_rows = summary.get("lakehouse.kind") == COMPACTION  # they were there at the base, in the files it removed

@@ -51,6 +51,6 @@ def content_at(connection: duckdb.DuckDBPyConnection, table: Table, snapshot_id:
     assert snapshot is not None
     schemas = table.schemas()
     schema = schemas.get(snapshot.schema_id, table.schema()) if snapshot.schema_id is not None else table.schema()
-    files = [f.file_path for f in files_where(table, None, snapshot_id)]
+    files = files_where(table, None, snapshot_id)
     relation = files_sql(table, files) if files else empty_sql(table)
     return content_of(connection, relation, [f.name for f in schema.fields])

@@ -58,7 +58,7 @@ def _spans_sql(table: Table, snapshot: int | None, spans: Sequence[tuple[str, in
         all_of((equal("topic", topic), equal("partition", partition), at_least("offset", start), below("offset", end)))
         for topic, partition, start, end in spans
     )
-    files = [f.file_path for f in files_where(table, wanted, snapshot)] if spans else []
+    files = files_where(table, wanted, snapshot) if spans else []
     if not files:
         return empty_sql(table)
     inside = " OR ".join(

@@ -153,7 +153,7 @@ def _rewrite_once(lake: Lake, consumer: str, found: pl.DataFrame, held: BooleanE
         return
     with connect(lake.settings) as connection:
         connection.register("__found", found.to_arrow())
-        letters = files_sql(table, (f.file_path for f in files))
+        letters = files_sql(table, files)
         rows = fetch(connection, sql.format(letters=letters), {"at": at, "consumer": consumer})
     add = stage(table, lake.declaration(TABLE), rows)
     commit(

@@ -213,5 +213,5 @@ def _rows_of(lake: Lake, table: Table, files: Sequence[DataFile]) -> pl.DataFram
         return empty
     with connect(lake.settings) as connection:
         chosen = ", ".join(f'"{c}"' for c in columns)
-        rows = fetch(connection, f"SELECT {chosen} FROM {files_sql(table, (f.file_path for f in files))}")
+        rows = fetch(connection, f"SELECT {chosen} FROM {files_sql(table, files)}")
     return pl.DataFrame(rows).cast(dict(empty.schema))  # type: ignore[arg-type]

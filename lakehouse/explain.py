@@ -28,7 +28,7 @@ from lakehouse.cuts import raw_roots
 from lakehouse.declarations import Declaration, Explained
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, history, snapshot_inputs
-from lakehouse.live import entries_where
+from lakehouse.live import files_where
 from lakehouse.outages import reaching
 from lakehouse.predicates import all_of, equal
 from lakehouse.queries import (
@@ -271,7 +271,7 @@ class _Walk:
         name = next((n for n in roots if (topic, partition) in self.lake.vector(n)), roots[0])
         declared, table = self.lake.declaration(name), self.lake.load(name)
         here = all_of((equal("topic", topic), equal("partition", partition), equal("offset", offset)))
-        candidates = {e.data_file.file_path: e.snapshot_id for e in entries_where(table, here)}
+        candidates = files_where(table, here)
         found: list[Row] = []
         if candidates:
             at = 'topic = $topic AND "partition" = $partition AND "offset" = $offset'
@@ -282,9 +282,8 @@ class _Walk:
             kept = f" (it keeps {declared.retention_days} days)" if declared.retention_days else ""
             return Record(name, topic, partition, offset, note=f"{name} holds it no longer{kept}")
         record = found[0]
-        file = next(f for f in candidates if path_for_duckdb(f) == record["filename"])
-        added_by = candidates[file]
-        snapshot = table.snapshot_by_id(added_by) if added_by is not None else None
+        file = next(f for f in candidates if path_for_duckdb(f.file_path) == record["filename"])
+        snapshot = table.snapshot_by_id(file.added_by) if file.added_by is not None else None
         payload: bytes | None = record.get("payload")
         rest = _shown(declared, {c: v for c, v in record.items() if c in declared.column_names}, self.withheld)
         return Record(
@@ -293,8 +292,8 @@ class _Walk:
             partition,
             offset,
             record["received_at"],
-            file,
-            added_by,
+            file.file_path,
+            file.added_by,
             datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC) if snapshot else None,
             {k: v for k, v in rest.items() if k not in (*COORDINATES, "received_at", "payload")},
             len(payload) if payload is not None else None,

@@ -49,7 +49,7 @@ def id_index(
         if found.num_rows == file.record_count:
             os.utime(path)
             return pl.DataFrame(found)
-    made = fetch(connection, f"SELECT {', '.join(named)} FROM {files_sql(table, [file.file_path])} ORDER BY 1")
+    made = fetch(connection, f"SELECT {', '.join(named)} FROM {files_sql(table, [file])} ORDER BY 1")
     made = made.combine_chunks()
     folder.mkdir(parents=True, exist_ok=True)
     _forget_unused(folder)

@@ -11,7 +11,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.transforms import BucketTransform
 
-from lakehouse.live import CURRENT, files_where
+from lakehouse.live import CURRENT, LiveFile, files_where
 from lakehouse.predicates import one_of
 from lakehouse.queries import among, files_sql, quote
 
@@ -32,7 +32,7 @@ class _Buckets:
         return int(file.partition[self.place]) if file.spec_id == self.spec_id else None
 
 
-def files_with(table: Table, column: str, values: pa.ChunkedArray, snapshot_id: int | None = CURRENT) -> list[DataFile]:
+def files_with(table: Table, column: str, values: pa.ChunkedArray, snapshot_id: int | None = CURRENT) -> list[LiveFile]:
     """The files of a snapshot that may hold rows in which `column` is one of `values`; see `files_where`."""
     few = pc.unique(values).drop_null()
     if len(few) <= FEW:
@@ -44,8 +44,8 @@ def files_with(table: Table, column: str, values: pa.ChunkedArray, snapshot_id: 
     return [f for f in files if buckets.of_file(f) in wanted]
 
 
-def among_sql(table: Table, files: Sequence[DataFile], column: str, values: pa.ChunkedArray) -> str:
-    """Rows of `files` as an SQL table expression (with `filename`): all in which `column` is one of `values`, and perhaps others.
+def among_sql(table: Table, files: Sequence[DataFile], column: str, values: pa.ChunkedArray, *, numbered: bool = False) -> str:
+    """Rows of `files` as `files_sql` gives them: all in which `column` is one of `values`, and perhaps others.
 
     Sorted by the column, each file has a row group in which any value might lie. Of 20 values in 16 buckets each file asked for
     all 20 reads eight times as much as asked for those of its bucket.
@@ -53,16 +53,17 @@ def among_sql(table: Table, files: Sequence[DataFile], column: str, values: pa.C
     few = pc.unique(values).drop_null()
     buckets = _buckets(table, column, few)
     if buckets is None:
-        return _asked(table, (f.file_path for f in files), column, few)
-    parts: dict[int | None, list[str]] = {}
+        return _asked(table, files, column, few, numbered=numbered)
+    parts: dict[int | None, list[DataFile]] = {}
     for file in files:
-        parts.setdefault(buckets.of_file(file), []).append(file.file_path)
+        parts.setdefault(buckets.of_file(file), []).append(file)
     chosen = {b: few if b is None else few.filter(pc.equal(buckets.of_values, b)) for b in parts}
-    return "(" + " UNION ALL ".join(f"FROM {_asked(table, paths, column, chosen[b])}" for b, paths in parts.items()) + ")"
+    asked = (_asked(table, held, column, chosen[b], numbered=numbered) for b, held in parts.items())
+    return "(" + " UNION ALL ".join(f"FROM {rows}" for rows in asked) + ")"
 
 
-def _asked(table: Table, paths: Iterable[str], column: str, values: pa.Array) -> str:
-    return f"(FROM {files_sql(table, paths)} WHERE {among(quote(column), pa.chunked_array([values]))})"
+def _asked(table: Table, files: Iterable[DataFile], column: str, values: pa.Array, *, numbered: bool) -> str:
+    return f"(FROM {files_sql(table, files, numbered=numbered)} WHERE {among(quote(column), pa.chunked_array([values]))})"
 
 
 def _buckets(table: Table, column: str, values: pa.Array) -> _Buckets | None:

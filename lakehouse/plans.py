@@ -24,7 +24,7 @@ from lakehouse.coordinates import COORDINATES, below_sql, coordinates_sql, range
 from lakehouse.dead_letters import write_dead_letters
 from lakehouse.declarations import Declaration
 from lakehouse.lake import Lake
-from lakehouse.live import files_where
+from lakehouse.live import LiveFile, files_where
 from lakehouse.positions import TopicPartition
 from lakehouse.predicates import all_of, at_least, below
 from lakehouse.queries import bind_table, empty_sql, fetch, files_sql, quote
@@ -92,7 +92,7 @@ class Plan:
     def consumed_sql(self, name: str, column: str, start: datetime, end: datetime) -> str:
         """Rows of an input below the positions reached of which `column` lies in [start, end), as an SQL table expression."""
         table, snapshot = self.pinned[name]
-        files = [f.file_path for f in files_where(table, all_of((at_least(column, start), below(column, end))), snapshot)]
+        files = files_where(table, all_of((at_least(column, start), below(column, end))), snapshot)
         if not files:
             return empty_sql(table)
         columns, by = ", ".join(quote(f.name) for f in table.schema().fields), quote(column)
@@ -131,7 +131,7 @@ class Staged:
     note: Mapping[str, str] = field(default_factory=dict)
 
 
-def live_files(plan: Plan, where: BooleanExpression) -> list[DataFile]:
+def live_files(plan: Plan, where: BooleanExpression) -> list[LiveFile]:
     """Files of the plan's base that may hold rows of which `where` is true, by partition and statistics."""
     return files_where(plan.table, where, plan.base)
 
@@ -139,7 +139,7 @@ def live_files(plan: Plan, where: BooleanExpression) -> list[DataFile]:
 def other_rows(plan: Plan, files: Sequence[DataFile], keys: str, using: str) -> pa.Table:
     """The rows of `files` that have none of the keys (a relation): what a rewrite of these files must keep."""
     columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
-    held = files_sql(plan.table, (f.file_path for f in files))
+    held = files_sql(plan.table, files)
     return fetch(plan.connection, f"SELECT {columns} FROM {held} ANTI JOIN {keys} USING ({using})")
 
 

@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 import sqlglot
 from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.types import IcebergType, ListType, StructType
 from sqlglot import exp
@@ -22,12 +23,15 @@ from sqlglot import exp
 from lakehouse.declarations import load_reference
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, snapshot_at
+from lakehouse.live import deletes_of
 from lakehouse.outages import reaching
 from lakehouse.settings import Settings
 
 ICEBERG_EXTENSIONS = ("avro", "iceberg")
 MAX_LITERALS = 5_000
 REFERENCE = "reference"
+POSITION = "file_row_number"
+"""DuckDB's name of a row's place in its file, from 0."""
 
 
 def _extension_path(name: str) -> Path:
@@ -126,16 +130,58 @@ def path_for_duckdb(path: str) -> str:
     return path.removeprefix("file://")
 
 
-def files_sql(table: Table, paths: Iterable[str]) -> str:
-    """Data files of a table, by their Iceberg paths, as an SQL table expression with the table's columns and `filename`.
+def local_path_sql(column: str) -> str:
+    """SQL: the same of a column."""
+    return f"regexp_replace({column}, '^file://', '')"
 
-    Columns are found by field id, so files written before a column was added have NULL there.
+
+def files_sql(table: Table, files: Iterable[DataFile], *, numbered: bool = False) -> str:
+    """The rows of live data files of a table as an SQL table expression with the table's columns and `filename`.
+
+    Columns are found by field id, so files written before a column was added have NULL there. numbered: with
+    `file_row_number`, the position of the row in its file.
     """
+    whole: list[str] = []
+    with_deletes: list[str] = []
+    deletes: list[str] = []
+    for file in files:
+        (with_deletes if deletes_of(file) else whole).append(file.file_path)
+        deletes += (d.file_path for d in deletes_of(file))
+    if not deletes:
+        return _read_sql(table, whole, numbered=numbered)
+    columns = "*" if numbered else f"* EXCLUDE ({POSITION})"
+    left = (
+        f"SELECT {columns} FROM {_read_sql(table, with_deletes, numbered=True)} AS r "
+        f"ANTI JOIN {positions_sql(deletes)} AS d USING (filename, {POSITION})"
+    )
+    return f"({left} UNION ALL FROM {_read_sql(table, whole, numbered=numbered)})" if whole else f"({left})"
+
+
+def positions_sql(paths: Iterable[str]) -> str:
+    """What position delete files say, as an SQL table expression: `filename` (as DuckDB gives it) and `file_row_number`."""
+    return (
+        f"(SELECT {local_path_sql('file_path')} AS filename, pos AS {POSITION} "
+        f"FROM read_parquet({_listed(paths)}, hive_partitioning = false))"
+    )
+
+
+def rows_at_sql(table: Table, paths: Iterable[str], deletes: Iterable[DataFile], but: Iterable[DataFile] = ()) -> str:
+    """The rows of data files (by their Iceberg paths) that `deletes` name and `but` does not, as `files_sql` gives rows."""
+    named, kept = ([f.file_path for f in files] for files in (deletes, but))
+    at = positions_sql(named)
+    if kept:
+        at = f"(FROM {at} AS a ANTI JOIN {positions_sql(kept)} AS b USING (filename, {POSITION}))"
+    read = _read_sql(table, paths, numbered=True)
+    return f"(SELECT * EXCLUDE ({POSITION}) FROM {read} AS r SEMI JOIN {at} AS d USING (filename, {POSITION}))"
+
+
+def _read_sql(table: Table, paths: Iterable[str], *, numbered: bool) -> str:
     fields = ", ".join(
         f"{f.field_id}: {{name: '{f.name}', type: '{duckdb_type(f.field_type)}', default_value: NULL}}"
         for f in table.schema().fields
     )
-    return f"read_parquet({_listed(paths)}, schema = MAP {{{fields}}}, filename = true, hive_partitioning = false)"
+    options = "filename = true, hive_partitioning = false" + (f", {POSITION} = true" if numbered else "")
+    return f"read_parquet({_listed(paths)}, schema = MAP {{{fields}}}, {options})"
 
 
 def staged_sql(paths: Iterable[str]) -> str:

@@ -21,7 +21,13 @@ from lakehouse.settings import ROOT
 
 FOLDERS = ("audits", "catalog", "dags", "lakehouse", "simulator", "tests", "transforms", "writers")
 WORLD = ("demo", "--customers", "120", "--days", "40", "--events", "30000", "--rounds", "4", "--json")
-TESTS = ("tests/cases", "tests/properties", "tests/faults/test_commit.py", "tests/integration/test_product_events.py")
+TESTS = (
+    "tests/cases",
+    "tests/properties",
+    "tests/faults/test_commit.py",
+    "tests/faults/test_deletes.py",
+    "tests/integration/test_product_events.py",
+)
 
 
 @dataclass(frozen=True)
@@ -280,6 +286,20 @@ MUTANTS = (
         "        if change.rewrite:\n",
         "        if change.rewrite and False:\n",
         "two rewrites planned on the same base both commit",
+    ),
+    Mutant(
+        "deletes-come-back",
+        "lakehouse/commit.py",
+        "                _refuse_other_deletes(name, table, change)\n",
+        "",
+        "a compaction brings rows back that were deleted while it ran",
+    ),
+    Mutant(
+        "deletes-not-read",
+        "lakehouse/live.py",
+        "LiveFile.of(e, deleted.get(e.data_file.file_path, ()))",
+        "LiveFile.of(e)",
+        "intervals that a late event has split are read beside those that replaced them",
     ),
     Mutant(
         "lost-answer-is-a-no",

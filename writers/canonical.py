@@ -68,7 +68,7 @@ def held_events(lake: Lake, account: str | None, livemode: bool, start: datetime
     if not lake.exists(RAW):
         return nothing
     table = lake.load(RAW)
-    files = [f.file_path for f in files_where(table, all_of((at_least("created_at", start), below("created_at", end))))]
+    files = files_where(table, all_of((at_least("created_at", start), below("created_at", end))))
     if not files:
         return nothing
     with connect(lake.settings) as connection:
@@ -144,7 +144,7 @@ def held_fields(lake: Lake, objects: pl.DataFrame) -> pl.DataFrame:
     if not lake.exists(VERSIONS) or objects.is_empty():
         return pl.DataFrame(schema=VALUES)
     table = lake.load(VERSIONS)
-    files = [f.file_path for f in files_where(table, one_of("object_id", objects["object_id"].to_list()))]
+    files = files_where(table, one_of("object_id", objects["object_id"].to_list()))
     if not files:
         return pl.DataFrame(schema=VALUES)
     with connect(lake.settings) as connection:
@@ -165,7 +165,7 @@ def held_since(lake: Lake, objects: pl.DataFrame) -> pl.DataFrame:
     if not lake.exists(VERSIONS) or objects.is_empty():
         return nothing
     table = lake.load(VERSIONS)
-    files = [f.file_path for f in files_where(table, one_of("object_id", objects["object_id"].to_list()))]
+    files = files_where(table, one_of("object_id", objects["object_id"].to_list()))
     if not files:
         return nothing
     with connect(lake.settings) as connection:
@@ -247,7 +247,7 @@ def held_objects(lake: Lake, account: str, livemode: bool, object_type: str) -> 
     if not lake.exists(VERSIONS):
         return {}
     table = lake.load(VERSIONS)
-    files = [f.file_path for f in files_where(table, equal("object_type", object_type))]
+    files = files_where(table, equal("object_type", object_type))
     if not files:
         return {}
     with connect(lake.settings) as connection:

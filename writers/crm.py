@@ -140,8 +140,9 @@ def last_versions(relation: str, spec: CrmTable) -> str:
     return f'SELECT {chosen} FROM {relation} QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY "offset" DESC) = 1'
 
 
-def _last_known(lake: Lake, table: IcebergTable, spec: CrmTable, files: Sequence[str]) -> pl.DataFrame:
+def _last_known(lake: Lake, table: IcebergTable, spec: CrmTable, paths: Sequence[str]) -> pl.DataFrame:
     schema = spec.schema | {"received_at": MOMENT}
+    files = [f for f in files_where(table) if f.file_path in set(paths)]
     if not files:
         return pl.DataFrame(schema=schema)
     with connect(lake.settings) as connection:

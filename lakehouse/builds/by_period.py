@@ -61,7 +61,7 @@ def periods(plan: Plan) -> Staged:
     kept = None
     if remove:
         columns = ", ".join(f'"{c}"' for c in plan.declared.column_names)
-        held = files_sql(plan.table, (f.file_path for f in remove))
+        held = files_sql(plan.table, remove)
         kept = fetch(plan.connection, f"SELECT {columns} FROM {held} WHERE NOT ({ours})")
     return Staged(stage_with(plan, rows, kept), remove, new_input_rows=touched.rows, rows=rows.num_rows, note=note)
 
@@ -159,7 +159,7 @@ def _newly_complete(plan: Plan, inputs: Inputs) -> Iterable[Range]:
     if not files:
         return
     period, unit = plan.declared.build.period, plan.declared.build.unit
-    held = files_sql(plan.table, (f.file_path for f in files))
+    held = files_sql(plan.table, files)
     over = f'"{period}" + INTERVAL 1 {unit} <= $until::DATE + INTERVAL 1 DAY'
     sql = f'SELECT DISTINCT "{period}" FROM {held} WHERE complete <> ({over})'
     for (day,) in plan.connection.execute(sql, {"until": until}).fetchall():
@@ -233,7 +233,7 @@ def _bind_touched(plan: Plan, name: str, ranges: Sequence[Range]) -> None:
             spans = [(instant(start), None if end is None else instant(end)) for start, end in ranges]
         where.append(_falls_on(f'"{column}"', spans))
         wanted.append(_overlaps(column, spans))
-    files = [f.file_path for f in files_where(table, any_of(wanted), snapshot)]
+    files = files_where(table, any_of(wanted), snapshot)
     if not files:
         bind_sql(plan.connection, name, empty_sql(table))
         return

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import polars as pl
-import pyarrow as pa
-from pyiceberg.expressions import AlwaysTrue, BooleanExpression, Not
+from pyiceberg.expressions import BooleanExpression, Not
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.manifest import DataFile
 
 from lakehouse.builds.touched import bind_touched, touched_keys
+from lakehouse.deletes import take_out
 from lakehouse.keyed import among_sql
-from lakehouse.plans import Gathered, Plan, Staged, frame, live_files, other_rows
+from lakehouse.plans import Gathered, Plan, Staged, frame, live_files
 from lakehouse.predicates import at_least, is_null
-from lakehouse.queries import fetch, path_for_duckdb, quote
+from lakehouse.queries import POSITION, fetch, quote
 from lakehouse.scd2 import scd2_update
 
 
@@ -25,7 +25,8 @@ def history(plan: Plan) -> Staged:
     assert module
     new, new_rows, slices = touched_keys(plan)
     add, count = Gathered(plan), 0
-    remove: list[DataFile] = []
+    deletes: list[DataFile] = []
+    remove: Sequence[DataFile] = []
     for keys in slices:
         connection = plan.connection
         connection.register("__keys", keys)
@@ -35,25 +36,15 @@ def history(plan: Plan) -> Staged:
             first = frame(connection, "SELECT * FROM __first")
             begins = states.join(first, on=by).filter(pl.col(module.SCD2["time"]) >= pl.col("first")).drop("first")
         held = _held_intervals(plan, by, continued)
-        change = scd2_update(held.drop("filename"), states, begins, **module.SCD2)
-        remove, kept = _without(plan, change.remove.join(held, on=change.remove.columns, nulls_equal=True))
+        change = scd2_update(held.drop("filename", POSITION), states, begins, **module.SCD2)
+        deletes, remove, kept = take_out(plan, change.remove.join(held, on=change.remove.columns, nulls_equal=True))
         add.put(kept, change.add.to_arrow())
         count += change.add.height
-    return Staged(add.files(), remove, new_input_rows=new_rows, rows=count)
-
-
-def _without(plan: Plan, gone: pl.DataFrame) -> tuple[list[DataFile], pa.Table | None]:
-    """The live files that hold the rows `gone` (with their `filename`), and the other rows of these files."""
-    if gone.is_empty():
-        return [], None
-    by_path = {path_for_duckdb(f.file_path): f for f in live_files(plan, AlwaysTrue())}
-    remove = [by_path[path] for path in sorted(set(gone["filename"]))]
-    plan.connection.register("__gone", gone.select(plan.declared.primary_key).to_arrow())
-    return remove, other_rows(plan, remove, "__gone", ", ".join(f'"{c}"' for c in plan.declared.primary_key))
+    return Staged([*add.files(), *deletes], remove, new_input_rows=new_rows, rows=count)
 
 
 def _held_intervals(plan: Plan, by: Sequence[str], continued: bool) -> pl.DataFrame:
-    """The table's intervals of the touched keys, with `filename`: of keys that are not late only the open ones."""
+    """The table's intervals of the touched keys, with where they are: of keys that are not late only the open ones."""
     open_, closed = "valid_to IS NULL", "valid_to IS NOT NULL"
     parts = [_held(plan, by, "__keys", is_null("valid_to"), open_)]
     if not continued:
@@ -72,13 +63,18 @@ def _first_of_late(plan: Plan, by: Sequence[str]) -> datetime | None:
 
 
 def _held(plan: Plan, by: Sequence[str], keys: str, files_of: BooleanExpression, where: str) -> pl.DataFrame:
-    """The intervals of the keys (a relation) of which `where` is true, with `filename`; `files_of` says which files have any."""
+    """The intervals of the keys (a relation) of which `where` is true; `files_of` says which files have any.
+
+    With `filename` and `file_row_number`.
+    """
     files = live_files(plan, files_of)
     if not files:
         schema = schema_to_pyarrow(plan.table.schema(), include_field_ids=False)
-        return pl.DataFrame(schema.empty_table()).with_columns(pl.lit(None, pl.String).alias("filename"))
+        nowhere = {"filename": pl.lit(None, pl.String), POSITION: pl.lit(None, pl.Int64)}
+        return pl.DataFrame(schema.empty_table()).with_columns(**nowhere)
     last = by[-1]  # the id; those before it say whose it is
     ids = fetch(plan.connection, f"SELECT DISTINCT {quote(last)} FROM {keys}").column(0)
     columns, using = (", ".join(quote(c) for c in names) for names in (plan.declared.column_names, by))
-    held = among_sql(plan.table, files, last, ids)
-    return frame(plan.connection, f"SELECT {columns}, filename FROM {held} SEMI JOIN {keys} USING ({using}) WHERE {where}")
+    held = among_sql(plan.table, files, last, ids, numbered=True)
+    found = f"SELECT {columns}, filename, {POSITION} FROM {held} SEMI JOIN {keys} USING ({using}) WHERE {where}"
+    return frame(plan.connection, found)

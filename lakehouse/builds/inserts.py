@@ -89,7 +89,7 @@ def _known(plan: Plan, name: str, ids: pl.Series) -> dict[DataFile, pl.Series]:
     found: dict[DataFile, pl.Series] = {}
     small = {path_for_duckdb(f.file_path): f for f in files if f.record_count < INDEXED_ROWS}
     if small:
-        held = files_sql(plan.table, (f.file_path for f in small.values()))
+        held = files_sql(plan.table, small.values())
         connection.register("__ids", ids.to_frame("id").to_arrow())
         hits = frame(connection, f"SELECT filename, {name} AS id FROM {held} WHERE {name} IN (SELECT id FROM __ids)")
         found = {small[str(path)]: part["id"] for (path,), part in hits.group_by("filename")}
@@ -111,7 +111,7 @@ def _about_another(plan: Plan, copies: pa.Table, held: Sequence[DataFile]) -> pa
     connection.register("__unknown", others := fetch(connection, unknown))
     if not others.num_rows:  # nearly always: a copy is found where its object is, without a look at all the names in a file
         return others
-    there = f"SELECT {record} FROM {files_sql(plan.table, (f.file_path for f in held))} WHERE {build.own}"
+    there = f"SELECT {record} FROM {files_sql(plan.table, held)} WHERE {build.own}"
     return fetch(connection, f"SELECT * FROM __unknown SEMI JOIN ({there}) USING ({record})")
 
 

@@ -17,7 +17,7 @@ def merge(plan: Plan) -> Staged:
     """Replace all rows of the touched keys by what the transform makes of all versions of these keys."""
     new, new_rows, slices = touched_keys(plan)
     add, count = Gathered(plan), 0
-    remove: list[DataFile] = []
+    remove: Sequence[DataFile] = []
     for keys in slices:
         plan.connection.register("__keys", keys)
         bind_touched(plan, keys, new)
@@ -28,7 +28,7 @@ def merge(plan: Plan) -> Staged:
     return Staged(add.files(), remove, new_input_rows=new_rows, rows=count)
 
 
-def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[list[DataFile], pa.Table | None]:
+def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[Sequence[DataFile], pa.Table | None]:
     """The live files that hold any of the keys (a relation), and their rows of other keys, which a rewrite must keep."""
     part = plan.declared.partition[0].column
     values = fetch(plan.connection, f'SELECT DISTINCT "{part}" FROM {keys}').column(0)
@@ -37,7 +37,7 @@ def touched_files(plan: Plan, keys: str, key_columns: Sequence[str]) -> tuple[li
         return [], None
     using = ", ".join(f'"{c}"' for c in key_columns)
     by_path = {path_for_duckdb(f.file_path): f for f in candidates}
-    held = files_sql(plan.table, (f.file_path for f in candidates))
+    held = files_sql(plan.table, candidates)
     hit = plan.connection.execute(f"SELECT DISTINCT filename FROM {held} SEMI JOIN {keys} USING ({using})").fetchall()
     remove = [by_path[path] for (path,) in sorted(hit)]
     if not remove:

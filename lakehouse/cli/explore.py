@@ -23,6 +23,7 @@ from lakehouse.completeness import notes
 from lakehouse.declarations import LAYERS, Declaration
 from lakehouse.errors import UsageError
 from lakehouse.lake import Lake, history, ignored_records
+from lakehouse.live import rows_in
 from lakehouse.outages import without_password
 from lakehouse.positions import dump_vector, vector_of
 from lakehouse.queries import query, tables_read
@@ -167,7 +168,7 @@ def describe(lake: Lake, name: str) -> dict[str, Any]:
     last = datetime.fromtimestamp(snapshots[0].timestamp_ms / 1000, UTC) if snapshots else None
     age = (datetime.now(UTC) - last).total_seconds() if last else None
     return found | {
-        "rows": int(summary.get("total-records", 0)),
+        "rows": rows_in(summary),
         "files": int(summary.get("total-data-files", 0)),
         "bytes": int(summary.get("total-files-size", 0)),
         "last_commit_at": last,
@@ -188,11 +189,14 @@ def describe(lake: Lake, name: str) -> dict[str, Any]:
 
 
 def _summary(properties: dict[str, str]) -> dict[str, Any]:
+    def count(name: str) -> int:
+        return int(properties.get(name, 0))
+
     return {
         "kind": properties.get("lakehouse.kind", "?"),
-        "added_rows": int(properties.get("added-records", 0)),
-        "removed_rows": int(properties.get("deleted-records", 0)),
-        "total_rows": int(properties.get("total-records", 0)),
+        "added_rows": count("added-records"),
+        "removed_rows": count("deleted-records") + count("added-position-deletes") - count("removed-position-deletes"),
+        "total_rows": rows_in(properties),
         "run_id": properties.get("lakehouse.run-id"),
         "code_version": properties.get("lakehouse.code-version"),
         "inputs": properties.get("lakehouse.inputs"),

@@ -25,6 +25,7 @@ from lakehouse.cli.app import AsJson, app, err, lake, out, print_json, print_row
 from lakehouse.errors import ChecksFailed, UsageError
 from lakehouse.first_written import first_written
 from lakehouse.lake import Lake
+from lakehouse.live import rows_in
 from lakehouse.queries import query
 from lakehouse.rollback import rollback_table
 from lakehouse.runner import run as run_tables
@@ -189,7 +190,7 @@ def command() -> str:
 def describe_rows(lake: Lake, name: str) -> int:
     """Rows of a table by its newest snapshot."""
     current = lake.load(name).current_snapshot()
-    return int(current.summary.additional_properties.get("total-records", "0")) if current and current.summary else 0
+    return rows_in(current.summary.additional_properties) if current and current.summary else 0
 
 
 @app.command()

@@ -22,6 +22,7 @@ from lakehouse.commit import COMPACTION, Change, commit
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Replan, Terminal
 from lakehouse.lake import Lake
+from lakehouse.live import deleted_rows
 from lakehouse.maintenance.planning import entries_where, time_partition
 from lakehouse.predicates import at_least
 from lakehouse.queries import connect, files_sql
@@ -50,14 +51,13 @@ def plan_compaction(table: Table, settings: Settings, now: datetime | None = Non
     target, spec = target_bytes(table), table.spec().spec_id
     small: dict[Record, list[tuple[int, DataFile]]] = {}
     hot: set[Record] = set()
-    for entry in entries_where(table, recent):
-        file = entry.data_file
+    for number, file in entries_where(table, recent):
         if file.spec_id != spec:
             continue
-        if made.get(entry.snapshot_id or 0, 0) > cold_ms:  # a snapshot that has expired is old
+        if made.get(file.added_by or 0, 0) > cold_ms:  # a snapshot that has expired is old
             hot.add(file.partition)
         if file.file_size_in_bytes < FULL * target:
-            small.setdefault(file.partition, []).append((entry.sequence_number or 0, file))
+            small.setdefault(file.partition, []).append((number, file))
     return [
         chosen
         for partition, files in small.items()
@@ -146,7 +146,7 @@ def merge_files(lake: Lake, declared: Declaration, table: Table, files: Sequence
     """
     columns = ", ".join(f'"{f.name}"' for f in table.schema().fields)
     order = ", ".join(f'"{c}" ASC NULLS FIRST' for c in declared.sort)
-    source = files_sql(table, (f.file_path for f in files))
+    source = files_sql(table, files)
     output = OpenFiles(table, declared, sorted_whole=True)
     try:
         with connect(lake.settings) as connection:
@@ -155,7 +155,7 @@ def merge_files(lake: Lake, declared: Declaration, table: Table, files: Sequence
             for group in _groups(conform(table, pa.Table.from_batches([batch])) for batch in batches):
                 output.write(group)
         written = output.close()
-        came, went = sum(f.record_count for f in written), sum(f.record_count for f in files)
+        came, went = sum(f.record_count for f in written), sum(f.record_count - deleted_rows(f) for f in files)
         if came != went:
             raise Terminal(f"{declared.table}: {went} rows went into a compaction and {came} came out; nothing was committed")
     except BaseException:

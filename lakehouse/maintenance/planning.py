@@ -9,25 +9,29 @@ from typing import Any
 
 from pyiceberg.expressions import BooleanExpression
 from pyiceberg.expressions.visitors import inclusive_projection, manifest_evaluator
-from pyiceberg.manifest import ManifestEntry
+from pyiceberg.manifest import ManifestContent
 from pyiceberg.table import Table
 from pyiceberg.transforms import TimeTransform
 from pyiceberg.types import DateType, IcebergType, TimestampType
 
+from lakehouse.live import LiveFile, position_deletes
 
-def entries_where(table: Table, where: BooleanExpression) -> Iterator[ManifestEntry]:
-    """The live files of the current snapshot, with when they were added, from manifests that may hold rows of `where`.
+
+def entries_where(table: Table, where: BooleanExpression) -> Iterator[tuple[int, LiveFile]]:
+    """The live data files of the current snapshot, from manifests that may hold rows of `where`: (sequence number, file).
 
     One manifest at a time is held in memory. Files that hold none of these rows are among them.
     """
     current = table.current_snapshot()
     if current is None:
         return
-    schema, specs = table.schema(), table.specs()
+    schema, specs, deletes = table.schema(), table.specs(), position_deletes(table, current)
     for manifest in current.manifests(table.io):
         spec = specs[manifest.partition_spec_id]
-        if manifest_evaluator(spec, schema, inclusive_projection(schema, spec)(where))(manifest):
-            yield from manifest.fetch_manifest_entry(table.io)
+        concerned = manifest_evaluator(spec, schema, inclusive_projection(schema, spec)(where))(manifest)
+        if manifest.content == ManifestContent.DATA and concerned:
+            for entry in manifest.fetch_manifest_entry(table.io):
+                yield entry.sequence_number or 0, LiveFile.of(entry, deletes.get(entry.data_file.file_path, ()))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lakehouse.dead_letters import open_letters
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Replan, Retryable
 from lakehouse.lake import Lake
+from lakehouse.live import deleted_rows
 from lakehouse.maintenance.planning import entries_where, time_partition
 from lakehouse.positions import Vector
 from lakehouse.predicates import below
@@ -38,11 +39,11 @@ def outdated(table: Table, declared: Declaration, now: datetime) -> list[DataFil
     cutoff = now - timedelta(days=declared.retention_days)
     spec = table.spec().spec_id
     return [
-        e.data_file
-        for e in entries_where(table, below(part.column, part.value(cutoff)))
-        if e.data_file.spec_id == spec
-        and e.data_file.partition[part.place] is not None
-        and end_of(part.transform, e.data_file.partition[part.place]) <= cutoff
+        file
+        for _, file in entries_where(table, below(part.column, part.value(cutoff)))
+        if file.spec_id == spec
+        and file.partition[part.place] is not None
+        and end_of(part.transform, file.partition[part.place]) <= cutoff
     ]
 
 
@@ -83,7 +84,7 @@ def drop_outdated(lake: Lake, table: Table, declared: Declaration, now: datetime
 
 def would_drop(lake: Lake, table: Table, declared: Declaration, files: Sequence[DataFile]) -> dict[str, int]:
     """What goes with these files, as `drop_outdated` returns it; raises as it does."""
-    figures = {"files": len(files), "rows": sum(f.record_count for f in files), "dead_letters": 0}
+    figures = {"files": len(files), "rows": sum(f.record_count - deleted_rows(f) for f in files), "dead_letters": 0}
     part = time_partition(table)
     if not files or part is None or not set(COORDINATES) <= {f.name for f in table.schema().fields}:
         return figures
@@ -109,7 +110,7 @@ def _refuse_unread(lake: Lake, table: Table, files: Sequence[DataFile], readers:
     name = ".".join(table.name())
     own = lake.vector(name)
     lowest = {key: min((v.get(key, 0) for v in readers.values()), default=reached) for key, reached in own.items()}
-    doubtful = [f.file_path for f in files if not _surely_read(table, f, lowest)]
+    doubtful = [f for f in files if not _surely_read(table, f, lowest)]
     if not doubtful:
         return
     with connect(lake.settings) as connection:

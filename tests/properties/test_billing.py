@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from lakehouse import deletes
 from lakehouse.append import append_rows
 from lakehouse.builds import touched
 from lakehouse.declarations import load_declarations
@@ -117,6 +118,7 @@ def test_any_split_into_batches_and_any_restart_give_what_the_pure_function_give
 ) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(touched, "SLICE_ROWS", rng.choice([30, touched.SLICE_ROWS]))
+    monkeypatch.setattr(deletes, "SPARSE", rng.choice([1, 2, deletes.SPARSE]))  # files of a few rows would all be written again
     _same_as_pure(repeated(deliveries_of(20, 1000 + seed), rng), rng, tmp_path)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.manifest import DataFile, DataFileContent, ManifestEntryStatus
+from pyiceberg.manifest import DataFile, ManifestEntryStatus
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table, Transaction
@@ -24,7 +24,7 @@ from pyiceberg.transforms import DayTransform
 from pyiceberg.types import LongType, NestedField, TimestamptzType
 
 from lakehouse.declarations import Build, Declaration
-from lakehouse.errors import Replan, Terminal
+from lakehouse.errors import Replan
 from lakehouse.lake import TABLE_PROPERTIES
 from lakehouse.live import files_where
 from lakehouse.predicates import at_least, equal, one_of
@@ -171,13 +171,6 @@ def test_files_are_found_as_by_the_library(table: Table) -> None:
     assert files_where(table, snapshot_id=None) == []
     with pytest.raises(Replan, match="has expired"):
         files_where(table, snapshot_id=7)
-
-
-def test_files_with_deletes_beside_them_are_refused(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    table.append(rows(1))
-    monkeypatch.setattr(DataFile, "content", property(lambda _: DataFileContent.POSITION_DELETES))
-    with pytest.raises(Terminal, match="delete files"):
-        files_where(table)
 
 
 def test_the_trap_a_transaction_copies_all_metadata_each_time_it_is_asked(table: Table) -> None:

@@ -171,7 +171,7 @@ def plan(plan: Plan) -> Staged:
     held = live_files(plan, at_least("recorded_at", since.isoformat()))
     if not held:
         return _staged(plan, fetch(connection, "SELECT * EXCLUDE (filename) FROM wanted"), count)
-    there = files_sql(plan.table, (f.file_path for f in held))
+    there = files_sql(plan.table, held)
     connection.execute(f"CREATE TEMP TABLE posted AS {late.format('filename', there)}")
     same = " AND ".join(f'w."{c}" IS NOT DISTINCT FROM p."{c}"' for c in COLUMNS)
     missing = f"SELECT {columns} FROM wanted AS e WHERE NOT EXISTS (SELECT 1 FROM posted AS p WHERE {same.replace('w.', 'e.')})"
@@ -183,7 +183,7 @@ def plan(plan: Plan) -> Staged:
     hit = {path for (path,) in connection.execute("SELECT DISTINCT filename FROM outdated").fetchall()}
     remove = [f for f in held if path_for_duckdb(f.file_path) in hit]
     if remove:
-        other = files_sql(plan.table, (f.file_path for f in remove))
+        other = files_sql(plan.table, remove)
         kept = connection.execute(f"SELECT {columns} FROM {other} AS e ANTI JOIN outdated USING (account, entry_id)")
         rows = pa.concat_tables([conform(plan.table, kept.to_arrow_table()), conform(plan.table, rows)])
     return _staged(plan, rows, count, remove)

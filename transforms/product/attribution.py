@@ -210,9 +210,9 @@ def _dirty(plan: Plan, known: Known) -> Dirty:
     )
 
 
-def _suspect_files(plan: Plan, dirty: Dirty) -> tuple[list[DataFile], list[DataFile]]:
+def _suspect_files(plan: Plan, dirty: Dirty) -> tuple[Sequence[DataFile], Sequence[DataFile]]:
     """The live files that may hold an event of what is dirty: one that names a workspace, one that names none."""
-    named: list[DataFile] = []
+    named: Sequence[DataFile] = []
     nameless = []
     if not dirty.workspaces.is_empty():
         since, ids = at_least("occurred_at", min(dirty.workspaces["since"])), dirty.workspaces["workspace_id"].to_list()
@@ -235,7 +235,7 @@ def _with_changes(plan: Plan, dirty: Dirty, named: Sequence[DataFile], nameless:
         workspaces = pa.chunked_array([dirty.workspaces["workspace_id"].to_arrow()])
         parts.append(f"FROM {among_sql(plan.table, named, 'workspace_id', workspaces)} WHERE workspace_id IS NOT NULL")
     if nameless:
-        parts.append(f"FROM {files_sql(plan.table, (f.file_path for f in nameless))} WHERE workspace_id IS NULL")
+        parts.append(f"FROM {files_sql(plan.table, nameless)} WHERE workspace_id IS NULL")
     if not parts:
         return set()
     connection = plan.connection
@@ -283,13 +283,13 @@ def rewrites(plan: Plan, known: Known, replaced: pl.DataFrame) -> tuple[Sequence
         )
         holding = {path_for_duckdb(f.file_path): f for f in live_files(plan, where)}
         files |= holding
-        there = f"FROM {files_sql(plan.table, holding)} SEMI JOIN __replaced USING (event_id, occurred_at)"
+        there = f"FROM {files_sql(plan.table, holding.values())} SEMI JOIN __replaced USING (event_id, occurred_at)"
         hit |= set(frame(connection, f"SELECT DISTINCT filename {there}")["filename"])
     if not hit:
         return (), None
     remove = [files[path] for path in sorted(hit)]
     kept = frame(
         connection,
-        f"SELECT * EXCLUDE (filename) FROM {files_sql(plan.table, hit)} ANTI JOIN __replaced USING (event_id, occurred_at)",
+        f"SELECT * EXCLUDE (filename) FROM {files_sql(plan.table, remove)} ANTI JOIN __replaced USING (event_id, occurred_at)",
     )
     return remove, attribute(kept, known_now(plan, kept))

@@ -124,7 +124,7 @@ def _known(plan: Plan, rows: pl.DataFrame, named: pl.DataFrame) -> tuple[pl.Seri
     return _without(hits, insert)["at"], replaced, conflicts
 
 
-def _files_of(plan: Plan, days: Sequence[int]) -> list[DataFile]:
+def _files_of(plan: Plan, days: Sequence[int]) -> Sequence[DataFile]:
     """Live files of the plan's base that lie in one of the days (since 1970)."""
     runs: list[list[int]] = []
     for day in days:
@@ -149,7 +149,7 @@ def _compared(plan: Plan, new: pl.DataFrame, files: Sequence[DataFile]) -> tuple
     there = frame(
         connection,
         f"""SELECT * FROM (
-            SELECT {columns}, epoch_us(occurred_at) // {DAY_US} AS day FROM {files_sql(plan.table, (f.file_path for f in files))}
+            SELECT {columns}, epoch_us(occurred_at) // {DAY_US} AS day FROM {files_sql(plan.table, files)}
         ) SEMI JOIN __copies USING (event_id, day)""",
     )
     # of equals the copy that is there counts
