@@ -219,9 +219,11 @@ def _refuse_other_deletes(name: str, table: Table, change: Change) -> None:
 def _refuse_outdated(name: str, table: Table, change: Change) -> None:
     """A rewrite must have been alone in its scope, and its files must be live: look only at what came since its base.
 
-    Without a scope only the files must be live, which pyiceberg checks when it builds the snapshot: the base may expire.
+    Without a scope only the files must be live, which pyiceberg checks when it builds the snapshot: the base may expire. Of a
+    file that only loses rows it does not check that.
     """
-    if not change.scope:
+    thinned = {path for f in change.add if (path := about(f))}
+    if not change.scope and not thinned:
         return
     current = table.current_snapshot()
     if current is None or current.snapshot_id == change.base:
@@ -232,7 +234,7 @@ def _refuse_outdated(name: str, table: Table, change: Change) -> None:
         if any(_in_scope(file, change.scope) for file in files_where(table)):
             raise Replan(f"{name}: files were added in the rewrite's scope since its base; plan again")
         return
-    planned = {f.file_path for f in change.remove} | {path for f in change.add if (path := about(f))}
+    planned = {f.file_path for f in change.remove} | thinned
     for snapshot in _since(name, table, change.base):
         summary = snapshot.summary.additional_properties if snapshot.summary else {}
         same_rows = summary.get("lakehouse.kind") == COMPACTION  # they were there at the base, in the files it removed

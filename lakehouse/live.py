@@ -74,7 +74,7 @@ def files_where(table: Table, where: BooleanExpression | None = None, snapshot_i
 
 
 def position_deletes(table: Table, snapshot: Snapshot) -> dict[str, tuple[DataFile, ...]]:
-    """The position delete files of a snapshot, by the path of the one data file that each is about (lakehouse/holes.py).
+    """The position delete files of a snapshot, by the path of the one data file that each is about (lakehouse/deletes.py).
 
     Raises:
         Terminal: another engine deleted rows in a way that is not read here, by values or of several files at once; whoever

@@ -28,7 +28,8 @@ from lakehouse.outages import reaching
 from lakehouse.settings import Settings
 
 ICEBERG_EXTENSIONS = ("avro", "iceberg")
-MAX_LITERALS = 5_000
+MAX_LITERALS = 1_000
+"""Beyond so many values nearly every row group has one, and the list costs more than it spares."""
 REFERENCE = "reference"
 POSITION = "file_row_number"
 """DuckDB's name of a row's place in its file, from 0."""

@@ -87,9 +87,8 @@ class Overwrite(_OverwriteFiles, Append):
             raise ValidationException(f"Missing required files to delete: {', '.join(sorted(f.file_path for f in missing))}")
         written = [m for m in manifests if _holds_data(m)]
         for spec in sorted({entry.data_file.spec_id for entry in present} | {file.spec_id for file in come}):
-            table = self._transaction.table_metadata
             output = self.new_manifest_output()
-            with _DeleteManifest(self.spec(spec), table.schema(), output, self.snapshot_id, self._compression) as writer:
+            with _DeleteManifest(self.spec(spec), self.schema(), output, self.snapshot_id, self._compression) as writer:
                 for entry in (e for e in present if e.data_file.spec_id == spec):
                     (writer.delete if entry.data_file in go else writer.existing)(entry)
                 for file in (f for f in added if f in come and f.spec_id == spec):

@@ -108,7 +108,8 @@ def test_the_rows_that_are_left_are_the_same_for_every_reader(lake: Lake) -> Non
 
 
 @SQLITE
-def test_polars_sees_them_too(lake: Lake) -> None:
+def test_polars_sees_them_too(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")  # it warns that another one is not installed
     fill(lake, *range(10))
     delete(lake, 3, 7)
     rows = pl.scan_iceberg(lake.load(THINGS)).select("amount").collect()

@@ -14,13 +14,16 @@ from pyiceberg.catalog import load_catalog
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
+from pyiceberg.table import Table
 from pyiceberg.transforms import parse_transform
 from pyiceberg.types import DateType, NestedField, TimestampType, TimestamptzType
 
 from lakehouse.declarations import Declaration
+from lakehouse.maintenance.compact import plan_compaction
 from lakehouse.maintenance.planning import entries_where, time_partition
 from lakehouse.maintenance.retention import outdated
 from lakehouse.predicates import at_least, below
+from lakehouse.settings import Settings
 
 KINDS = {
     "timestamptz": (pa.timestamp("us", "UTC"), datetime(2026, 3, 1, 12, tzinfo=UTC)),
@@ -32,17 +35,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("transform", ["day", "month", "year"])
 def test_files_are_found_by_the_time_of_their_partition(tmp_path: Path, kind: str, transform: str) -> None:
-    arrow, value = KINDS[kind]
-    schema = Schema(NestedField(1, "at", _type(kind), required=False))
-    spec = PartitionSpec(PartitionField(1, 1000, parse_transform(transform), "at_part"))
-    catalog = load_catalog("lake", type="sql", uri=f"sqlite:///{tmp_path / 'c.db'}", warehouse=f"file://{tmp_path / 'w'}")
-    catalog.create_namespace("raw")
-    table = catalog.create_table("raw.t", schema, partition_spec=spec)
-    rows: Any = pa.table({"at": pa.array([value], arrow)})
-    with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
-        for file in _dataframe_to_data_files(table.metadata, rows, table.io, uuid.uuid4(), itertools.count()):
-            append.append_data_file(file)
-    table.refresh()
+    table = _table(tmp_path, kind, transform)
+    _append(table, kind)
     part = time_partition(table)
     assert part is not None
     assert (part.place, part.column, part.transform) == (0, "at", transform)
@@ -57,6 +51,35 @@ def test_files_are_found_by_the_time_of_their_partition(tmp_path: Path, kind: st
     }
     assert outdated(table, declared, end[transform] + timedelta(days=10) - timedelta(seconds=1)) == []
     assert len(outdated(table, declared, end[transform] + timedelta(days=10))) == 1
+
+
+@pytest.mark.parametrize(("transform", "bins"), [("day", 0), ("month", 0), ("year", 1)])
+def test_of_years_all_are_looked_at_for_small_files(tmp_path: Path, transform: str, bins: int) -> None:
+    """A late event puts a small file into the history of any year; of days and months there are too many."""
+    table = _table(tmp_path, "timestamptz", transform)
+    for _ in range(3):
+        _append(table, "timestamptz")
+    settings = Settings(home=tmp_path, compact_cold_minutes=0)
+    found = plan_compaction(table, settings, datetime.now(UTC) + timedelta(days=3_650))
+    assert [len(files) for files in found] == [3] * bins
+
+
+def _table(home: Path, kind: str, transform: str) -> Table:
+    """A table of one column, `at`, partitioned by it."""
+    schema = Schema(NestedField(1, "at", _type(kind), required=False))
+    spec = PartitionSpec(PartitionField(1, 1000, parse_transform(transform), "at_part"))
+    catalog = load_catalog("lake", type="sql", uri=f"sqlite:///{home / 'c.db'}", warehouse=f"file://{home / 'w'}")
+    catalog.create_namespace("raw")
+    return catalog.create_table("raw.t", schema, partition_spec=spec)
+
+
+def _append(table: Table, kind: str) -> None:
+    arrow, value = KINDS[kind]
+    rows: Any = pa.table({"at": pa.array([value], arrow)})
+    with table.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
+        for file in _dataframe_to_data_files(table.metadata, rows, table.io, uuid.uuid4(), itertools.count()):
+            append.append_data_file(file)
+    table.refresh()
 
 
 def _type(kind: str) -> Any:
