@@ -88,7 +88,7 @@ def extra_sql(spec: Mapping[str, Any], body: str) -> str:
     used |= {nested["at"].partition(".")[0] for nested in spec.get("lists", {}).values()}
     used |= {at.partition(".")[0] for at in spec.get("nested", {}).values()}
     known = ", ".join(f"'{k}'" for k in sorted({*used, *spec.get("known", ()), *NEVER_EXTRA}))
-    unknown = f"list_filter(json_keys({body}, '$.data.object'), lambda k: NOT list_contains([{known}], k))"
+    unknown = f"list_filter(json_keys({body}, '$.data.object'), lambda k: k NOT IN ({known}))"
     pointer = "'/data/object/' || replace(replace(k, '~', '~0'), '/', '~1')"
     value = f"CAST(json_extract({body}, {pointer}) AS VARCHAR)"
     entries = f"list_transform({unknown}, lambda k: CAST(to_json(k) AS VARCHAR) || ':' || {value})"
@@ -108,9 +108,8 @@ FROM (
     SELECT
         *,
         json_extract(body, {object_paths}) AS found,
-        json_extract(body, {previous_paths}) AS before,
-        json_type(body, '$.data.previous_attributes') = 'OBJECT' AS said
-    FROM parsed
+        CASE WHEN said THEN json_extract(body, {previous_paths}) END AS before
+    FROM (SELECT *, json_type(body, '$.data.previous_attributes') = 'OBJECT' AS said FROM parsed)
     WHERE object_type = '{object_type}' AND reason IS NULL
 )
 """
