@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression
@@ -19,9 +19,10 @@ PATH_ID, POS_ID = 2147483546, 2147483545
 
 
 class LiveFile(DataFile):
-    """A data file of a snapshot, with the snapshot that added it and the position delete files that take rows out of it."""
+    """A data file of a snapshot: which one added it, its place among what was added, and what takes rows out of it."""
 
     added_by: int | None
+    sequence_number: int
     deletes: tuple[DataFile, ...]
 
     @classmethod
@@ -29,12 +30,8 @@ class LiveFile(DataFile):
         """The file of a manifest's entry."""
         file = cls(*entry.data_file._data)
         file.spec_id, file.added_by, file.deletes = entry.data_file.spec_id, entry.snapshot_id, deletes
+        file.sequence_number = entry.sequence_number or 0
         return file
-
-    @property
-    def rows(self) -> int:
-        """How many rows it has that are not deleted."""
-        return int(self.record_count) - deleted_rows(self)
 
 
 def deletes_of(file: DataFile) -> tuple[DataFile, ...]:
@@ -45,6 +42,11 @@ def deletes_of(file: DataFile) -> tuple[DataFile, ...]:
 def deleted_rows(file: DataFile) -> int:
     """How many rows of a data file are deleted: what is written here names each position once."""
     return sum(int(d.record_count) for d in deletes_of(file))
+
+
+def rows_left(files: Iterable[DataFile]) -> int:
+    """How many rows data files have that are not deleted."""
+    return sum(int(f.record_count) - deleted_rows(f) for f in files)
 
 
 def rows_in(summary: Mapping[str, str]) -> int:

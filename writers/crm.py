@@ -116,10 +116,6 @@ def files_since(files: Sequence[Recorded], since: datetime) -> list[str]:
     return [f.path for f in files if start is not None and f.last >= start]
 
 
-def _recorded(table: IcebergTable) -> list[Recorded]:
-    return [_statistics(table, file) for file in files_where(table)]
-
-
 def _statistics(table: IcebergTable, file: DataFile) -> Recorded:
     def bound(bounds: dict[int, bytes], column: str) -> int:
         field = table.schema().find_field(column)
@@ -140,9 +136,8 @@ def last_versions(relation: str, spec: CrmTable) -> str:
     return f'SELECT {chosen} FROM {relation} QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY "offset" DESC) = 1'
 
 
-def _last_known(lake: Lake, table: IcebergTable, spec: CrmTable, paths: Sequence[str]) -> pl.DataFrame:
+def _last_known(lake: Lake, table: IcebergTable, spec: CrmTable, files: Sequence[DataFile]) -> pl.DataFrame:
     schema = spec.schema | {"received_at": MOMENT}
-    files = [f for f in files_where(table) if f.file_path in set(paths)]
     if not files:
         return pl.DataFrame(schema=schema)
     with connect(lake.settings) as connection:
@@ -174,8 +169,9 @@ def _poll(lake: Lake, url: str, seen_at: datetime, name: str, crm: Crm, *, compa
     table = lake.open_for_write(name)
     position = vector_of(table.metadata, name).get((topic, 0), 0)
     compared = table.properties.get(COMPARED_AT)
-    files = _recorded(table)
-    since = read_since(files, crm.overlap)
+    live = {file.file_path: file for file in files_where(table)}
+    recorded = [_statistics(table, file) for file in live.values()]
+    since = read_since(recorded, crm.overlap)
     if compare or compared is None or seen_at - datetime.fromisoformat(compared) >= crm.compare_every:
         since = None
     complete = since is None
@@ -185,7 +181,8 @@ def _poll(lake: Lake, url: str, seen_at: datetime, name: str, crm: Crm, *, compa
             f"no row of the CRM's {spec.table} can be used ({read.unusable['reason'][0]}); its columns are in {MAPPING}"
         )
     _keep_unusable(lake, name, topic, spec, read.unusable, seen_at)
-    known = _last_known(lake, table, spec, [f.path for f in files] if since is None else files_since(files, since))
+    needed = live if since is None else files_since(recorded, since)
+    known = _last_known(lake, table, spec, [live[path] for path in needed])
     new = changed_versions(known, read.rows, seen_at, spec.key)
     held = 0
     if complete:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -22,8 +23,8 @@ from lakehouse.commit import COMPACTION, Change, commit
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Replan, Terminal
 from lakehouse.lake import Lake
-from lakehouse.live import deleted_rows
-from lakehouse.maintenance.planning import entries_where, time_partition
+from lakehouse.live import LiveFile, rows_left
+from lakehouse.maintenance.planning import files_listed, time_partition
 from lakehouse.predicates import at_least
 from lakehouse.queries import connect, files_sql
 from lakehouse.settings import Settings
@@ -50,19 +51,19 @@ def plan_compaction(table: Table, settings: Settings, now: datetime | None = Non
     made = {s.snapshot_id: s.timestamp_ms for s in table.metadata.snapshots}
     cold_ms = int((now - timedelta(minutes=settings.compact_cold_minutes)).timestamp() * 1000)
     target, spec = target_bytes(table), table.spec().spec_id
-    small: dict[Record, list[tuple[int, DataFile]]] = {}
+    small: dict[Record, list[LiveFile]] = {}
     hot: set[Record] = set()
-    for number, file in entries_where(table, recent):
+    for file in files_listed(table, recent):
         if file.spec_id != spec:
             continue
         if made.get(file.added_by or 0, 0) > cold_ms:  # a snapshot that has expired is old
             hot.add(file.partition)
         if file.file_size_in_bytes < FULL * target:
-            small.setdefault(file.partition, []).append((number, file))
+            small.setdefault(file.partition, []).append(file)
     return [
         chosen
         for partition, files in small.items()
-        for chosen in pack([f for _, f in sorted(files, key=lambda pair: pair[0])], target)
+        for chosen in pack(sorted(files, key=attrgetter("sequence_number")), target)
         if worth_it(chosen, target, settings.compact_files, cold=partition not in hot)
     ]
 
@@ -156,7 +157,7 @@ def merge_files(lake: Lake, declared: Declaration, table: Table, files: Sequence
             for group in _groups(conform(table, pa.Table.from_batches([batch])) for batch in batches):
                 output.write(group)
         written = output.close()
-        came, went = sum(f.record_count for f in written), sum(f.record_count - deleted_rows(f) for f in files)
+        came, went = sum(f.record_count for f in written), rows_left(files)
         if came != went:
             raise Terminal(f"{declared.table}: {went} rows went into a compaction and {came} came out; nothing was committed")
     except BaseException:

@@ -17,8 +17,8 @@ from pyiceberg.types import DateType, IcebergType, TimestampType
 from lakehouse.live import LiveFile, position_deletes
 
 
-def entries_where(table: Table, where: BooleanExpression) -> Iterator[tuple[int, LiveFile]]:
-    """The live data files of the current snapshot, from manifests that may hold rows of `where`: (sequence number, file).
+def files_listed(table: Table, where: BooleanExpression) -> Iterator[LiveFile]:
+    """The live data files of the current snapshot that manifests list which may hold rows of `where`.
 
     One manifest at a time is held in memory. Files that hold none of these rows are among them.
     """
@@ -31,7 +31,7 @@ def entries_where(table: Table, where: BooleanExpression) -> Iterator[tuple[int,
         concerned = manifest_evaluator(spec, schema, inclusive_projection(schema, spec)(where))(manifest)
         if manifest.content == ManifestContent.DATA and concerned:
             for entry in manifest.fetch_manifest_entry(table.io):
-                yield entry.sequence_number or 0, LiveFile.of(entry, deletes.get(entry.data_file.file_path, ()))
+                yield LiveFile.of(entry, deletes.get(entry.data_file.file_path, ()))
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from lakehouse.dead_letters import open_letters
 from lakehouse.declarations import Declaration
 from lakehouse.errors import Replan, Retryable
 from lakehouse.lake import Lake
-from lakehouse.live import deleted_rows
-from lakehouse.maintenance.planning import entries_where, time_partition
+from lakehouse.live import rows_left
+from lakehouse.maintenance.planning import files_listed, time_partition
 from lakehouse.positions import Vector
 from lakehouse.predicates import below
 from lakehouse.queries import connect, files_sql
@@ -40,7 +40,7 @@ def outdated(table: Table, declared: Declaration, now: datetime) -> list[DataFil
     spec = table.spec().spec_id
     return [
         file
-        for _, file in entries_where(table, below(part.column, part.value(cutoff)))
+        for file in files_listed(table, below(part.column, part.value(cutoff)))
         if file.spec_id == spec
         and file.partition[part.place] is not None
         and end_of(part.transform, file.partition[part.place]) <= cutoff
@@ -84,7 +84,7 @@ def drop_outdated(lake: Lake, table: Table, declared: Declaration, now: datetime
 
 def would_drop(lake: Lake, table: Table, declared: Declaration, files: Sequence[DataFile]) -> dict[str, int]:
     """What goes with these files, as `drop_outdated` returns it; raises as it does."""
-    figures = {"files": len(files), "rows": sum(f.record_count - deleted_rows(f) for f in files), "dead_letters": 0}
+    figures = {"files": len(files), "rows": rows_left(files), "dead_letters": 0}
     part = time_partition(table)
     if not files or part is None or not set(COORDINATES) <= {f.name for f in table.schema().fields}:
         return figures

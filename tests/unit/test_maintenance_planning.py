@@ -20,7 +20,7 @@ from pyiceberg.types import DateType, NestedField, TimestampType, TimestamptzTyp
 
 from lakehouse.declarations import Declaration
 from lakehouse.maintenance.compact import plan_compaction
-from lakehouse.maintenance.planning import entries_where, time_partition
+from lakehouse.maintenance.planning import files_listed, time_partition
 from lakehouse.maintenance.retention import outdated
 from lakehouse.predicates import at_least, below
 from lakehouse.settings import Settings
@@ -41,8 +41,8 @@ def test_files_are_found_by_the_time_of_their_partition(tmp_path: Path, kind: st
     assert part is not None
     assert (part.place, part.column, part.transform) == (0, "at", transform)
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    assert len(list(entries_where(table, at_least("at", part.value(noon))))) == 1
-    assert list(entries_where(table, below("at", part.value(noon - timedelta(days=400))))) == []
+    assert len(list(files_listed(table, at_least("at", part.value(noon))))) == 1
+    assert list(files_listed(table, below("at", part.value(noon - timedelta(days=400))))) == []
     declared = Declaration("raw.t", "", "", "", ["at"], None, [], retention_days=10)  # type: ignore[arg-type]
     end = {
         "day": datetime(2026, 3, 2, tzinfo=UTC),
