@@ -86,6 +86,8 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       them is the time of receipt.
     heads: a table of the last state of each object of the driver: to go on from without its versions (lakehouse/heads.py), or all
       that the transform reads. time: the driver's column (of an insert: the table's own) by which versions follow each other.
+    links: a table of which objects belong to which, by which the rows of a few keys are found in tables that lie by their own
+      objects (lakehouse/links.py).
     record: (insert) the columns of the key that name the record a row is made of; default: the key.
     own: (insert) SQL: true of the row that says what its record is about. A record has one; what is delivered under its name
       later with another key is left out, with all its rows, and goes to dead letters.
@@ -103,6 +105,7 @@ class Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     own: str | None = None
     conflict_on: list[str] = []
     heads: str | None = None
+    links: str | None = None
     time: str | None = None
     period: str | None = None
     unit: Literal["day", "month"] = "day"
@@ -355,7 +358,7 @@ def _validate(path: Path, content: Any) -> Declaration:
     if declared.build.mode == "merge":
         if not (declared.build.driver and declared.build.by):
             raise DeclarationError(f"{path}: build.mode merge needs `driver` and `by`")
-        # the rows of a key are looked for in its own partition alone: see touched_files in lakehouse/builds/merges.py
+        # the rows of a key are looked for in its own partition alone: see lakehouse/builds/merges.py
         if not declared.partition or declared.partition[0].column not in declared.build.by:
             raise DeclarationError(f"{path}: build.mode merge needs a first partition column that is one of `by`")
     if declared.build.mode == "periods":
@@ -418,6 +421,8 @@ def _parsed(catalog_dir: Path, files: tuple[tuple[Path, str], ...]) -> dict[str,
     for declared in tables.values():
         if declared.build.driver and declared.build.driver not in tables:
             raise DeclarationError(f"{declared.path}: build.driver {declared.build.driver!r} is not a declared table")
+        if declared.build.links and declared.build.links not in tables:
+            raise DeclarationError(f"{declared.path}: build.links {declared.build.links!r} is not a declared table")
         for touching in declared.build.touched_by:
             if touching not in tables:
                 raise DeclarationError(f"{declared.path}: build.touched_by {touching!r} is not a declared table")

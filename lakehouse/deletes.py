@@ -27,6 +27,9 @@ from lakehouse.queries import POSITION, path_for_duckdb, positions_sql
 SPARSE = 20
 """A file loses rows to a delete file until one in so many is gone; then it is written again."""
 
+SMALL = 1024 * 1024
+"""Bytes: a smaller file is written again whatever goes, which costs little, and so the files of small batches do not pile up."""
+
 AT_ONCE = 8
 """Delete files that are written at the same time: they are small, and an object store answers each in its own time."""
 
@@ -52,7 +55,7 @@ def take_out(plan: Plan, gone: pl.DataFrame) -> tuple[list[DataFile], list[DataF
         return [], [], None
     by_path = {path_for_duckdb(f.file_path): f for f in live_files(plan, AlwaysTrue())}
     found = {by_path[str(path)]: part[POSITION] for (path,), part in gone.group_by("filename", maintain_order=True)}
-    few = {f: places for f, places in found.items() if (deleted_rows(f) + len(places)) * SPARSE <= f.record_count}
+    few = {f: places for f, places in found.items() if f.file_size_in_bytes >= SMALL and _sparse(f, len(places))}
     again = [f for f in found if f not in few]
     add = write_deletes(plan.table, {f: _with_known(plan, f, places) for f, places in few.items()})
     replaced = [d for f in few for d in deletes_of(f)]
@@ -61,6 +64,11 @@ def take_out(plan: Plan, gone: pl.DataFrame) -> tuple[list[DataFile], list[DataF
     keys = plan.declared.primary_key
     plan.connection.register("__gone", gone.select(keys).to_arrow())
     return add, [*again, *replaced], other_rows(plan, again, "__gone", ", ".join(f'"{c}"' for c in keys))
+
+
+def _sparse(file: LiveFile, more: int) -> bool:
+    """Whether few rows of a file are gone when that many more are."""
+    return (deleted_rows(file) + more) * SPARSE <= file.record_count
 
 
 def _with_known(plan: Plan, file: LiveFile, places: pl.Series) -> pl.Series:

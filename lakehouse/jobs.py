@@ -18,7 +18,7 @@ from lakehouse.lake import open_lake
 from lakehouse.runner import run
 from lakehouse.services import find_services
 from lakehouse.settings import load_settings
-from lakehouse.transforms import load_transforms, upstream
+from lakehouse.transforms import comes_after, load_transforms
 
 
 def sources() -> list[str]:
@@ -27,11 +27,11 @@ def sources() -> list[str]:
 
 
 def tables() -> dict[str, list[str]]:
-    """The tables that transforms fill, in order: {table: the tables it is made from}; no I/O beyond the project's files."""
+    """The tables that transforms fill, in order: {table: the tables that come before it}; no I/O beyond the project's files."""
     settings = load_settings()
     declarations = load_declarations(settings.catalog_dir)
     return {
-        name: list(upstream(declarations[name], transform))
+        name: list(comes_after(declarations[name], transform))
         for name, transform in load_transforms(settings.transforms_dir, declarations).items()
     }
 

@@ -13,7 +13,7 @@ from pyiceberg.transforms import BucketTransform
 
 from lakehouse.live import CURRENT, LiveFile, files_where
 from lakehouse.predicates import one_of
-from lakehouse.queries import among, files_sql, quote
+from lakehouse.queries import among, empty_sql, files_sql, quote
 
 FEW = 200
 """pyiceberg compares no more values than this with a file's bounds (its IN_PREDICATE_LIMIT); 31,000 take it 0.5 s a table."""
@@ -42,6 +42,12 @@ def files_with(table: Table, column: str, values: pa.ChunkedArray, snapshot_id: 
         return files
     wanted = {None, *pc.unique(buckets.of_values).to_pylist()}
     return [f for f in files if buckets.of_file(f) in wanted]
+
+
+def holding_sql(table: Table, snapshot_id: int | None, column: str, values: pa.ChunkedArray) -> str:
+    """Rows of a snapshot as an SQL table expression: all in which `column` is one of `values`, and perhaps others."""
+    files = files_with(table, column, values, snapshot_id)
+    return among_sql(table, files, column, values) if files else empty_sql(table)
 
 
 def among_sql(table: Table, files: Sequence[DataFile], column: str, values: pa.ChunkedArray, *, numbered: bool = False) -> str:

@@ -108,7 +108,7 @@ def load_transforms(transforms_dir: Path, declarations: Mapping[str, Declaration
         for table in transform.inputs:
             if table not in declarations:
                 raise DeclarationError(f"{transform.path}: reads {table!r}, which is not declared")
-    edges = {name: set(upstream(declarations[name], t)) & set(loaded) for name, t in loaded.items()}
+    edges = {name: set(comes_after(declarations[name], t)) & set(loaded) for name, t in loaded.items()}
     return {name: loaded[name] for name in graphlib.TopologicalSorter(edges).static_order()}
 
 
@@ -118,9 +118,15 @@ def upstream(declared: Declaration, transform: Transform) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*driver, *transform.inputs)))
 
 
+def comes_after(declared: Declaration, transform: Transform) -> tuple[str, ...]:
+    """The tables that are brought up to date before `declared`: what it is made from, and the links by which that is found."""
+    links = (declared.build.links,) if declared.build.links else ()
+    return tuple(dict.fromkeys((*upstream(declared, transform), *links)))
+
+
 def with_inputs(names: Iterable[str], declarations: Mapping[str, Declaration], transforms: Mapping[str, Transform]) -> list[str]:
     """The tables and all that they are made from by transforms, directly or not, in order; `transforms` in theirs."""
     wanted = set(names)
     for name in reversed(list(transforms)):
-        wanted |= set(upstream(declarations[name], transforms[name])) if name in wanted else set()
+        wanted |= set(comes_after(declarations[name], transforms[name])) if name in wanted else set()
     return [name for name in transforms if name in wanted]

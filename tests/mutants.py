@@ -269,8 +269,8 @@ MUTANTS = (
     Mutant(
         "merge-keeps-old-rows",
         "lakehouse/builds/merges.py",
-        "        remove, kept = touched_files(plan",
-        "        _, kept = touched_files(plan",
+        "    return Staged([*add.files(), *deletes], remove,",
+        "    return Staged(add.files(), [],",
         "a merge adds the new rows of a key and leaves the old ones",
     ),
     Mutant(

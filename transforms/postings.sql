@@ -195,7 +195,7 @@ cash AS (
     -- Stated in the charge's currency: where the account settles in another one, by the amount that is disputed.
     SELECT
         t.account, t.grp, t.step, CASE WHEN t.amount_minor < 0 THEN 'dispute_withdrawn' ELSE 'dispute_reinstated' END,
-        p.charge_id, 'dispute', t.source_id, t.transaction_id, coalesce(p.currency, t.currency),
+        p.charge_id, 'dispute', coalesce(t.source_id, t.transaction_id), t.transaction_id, coalesce(p.currency, t.currency),
         CASE WHEN p.currency IS NULL OR p.currency = t.currency THEN t.amount_minor ELSE sign(t.amount_minor) * p.amount_minor END,
         t.booked_at, d.effective_at
     FROM transactions AS t
@@ -219,8 +219,8 @@ cash AS (
     UNION ALL
     SELECT
         t.account, t.grp, t.step, CASE WHEN t.of_dispute THEN 'dispute_fee' ELSE 'fee' END, s.charge_id,
-        coalesce(s.object_type, 'balance_transaction'), t.source_id, t.transaction_id, t.currency, -t.fee_minor, t.booked_at,
-        d.effective_at
+        coalesce(s.object_type, 'balance_transaction'), coalesce(t.source_id, t.transaction_id), t.transaction_id, t.currency,
+        -t.fee_minor, t.booked_at, d.effective_at
     FROM transactions AS t
     LEFT JOIN sources AS s ON s.account = t.account AND s.grp = t.grp AND s.step = t.step AND s.source_id = t.source_id
     LEFT JOIN dated_charges AS d ON d.account = t.account AND d.grp = t.grp AND d.step = t.step AND d.charge_id = s.charge_id
@@ -251,7 +251,8 @@ billed AS (
     UNION ALL
     SELECT
         n.account, n.grp, n.step, m.entry_type, n.invoice_id, 'credit_note', n.note_id, coalesce(i.customer_id, n.customer_id),
-        n.currency, m.sign * n.net_minor, m.sign * (n.total_minor - n.net_minor), m.booked_at, i.finalized_at
+        coalesce(n.currency, i.currency), m.sign * n.net_minor, m.sign * (n.total_minor - n.net_minor), m.booked_at,
+        i.finalized_at
     FROM credit_notes AS n
     LEFT JOIN invoices AS i ON i.account = n.account AND i.grp = n.grp AND i.step = n.step AND i.invoice_id = n.invoice_id
     CROSS JOIN LATERAL (
@@ -260,15 +261,17 @@ billed AS (
     ) AS m
     WHERE m.booked_at IS NOT NULL
 )
+-- An amount whose currency nothing says (yet) is not posted: no sum could take it.
 SELECT
     c.account, c.grp, c.step, 'cash' AS basis, c.entry_type, c.origin_id, c.object_type, c.object_id, c.part, g.customer_id,
-    c.currency, CAST(c.amount_minor AS BIGINT) AS amount_minor, CAST(NULL AS BIGINT) AS tax_minor, c.booked_at, c.effective_at
+    coalesce(c.currency, g.currency) AS currency, CAST(c.amount_minor AS BIGINT) AS amount_minor,
+    CAST(NULL AS BIGINT) AS tax_minor, c.booked_at, c.effective_at
 FROM cash AS c
 LEFT JOIN charges AS g ON g.account = c.account AND g.grp = c.grp AND g.step = c.step AND g.charge_id = c.origin_id
-WHERE c.amount_minor <> 0
+WHERE c.amount_minor <> 0 AND coalesce(c.currency, g.currency) IS NOT NULL
 UNION ALL
 SELECT
     account, grp, step, 'billed', entry_type, origin_id, object_type, object_id, '', customer_id, currency,
     CAST(amount_minor AS BIGINT), CAST(tax_minor AS BIGINT), booked_at, effective_at
 FROM billed
-WHERE amount_minor <> 0 OR tax_minor <> 0
+WHERE (amount_minor <> 0 OR tax_minor <> 0) AND currency IS NOT NULL

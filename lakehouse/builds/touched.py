@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.table import Table
 from pyiceberg.transforms import BucketTransform
 from pyiceberg.types import StringType
 
 from lakehouse.coordinates import below_sql
 from lakehouse.heads import heads_as_versions, split_keys
-from lakehouse.keyed import among_sql, files_with
+from lakehouse.keyed import holding_sql
+from lakehouse.links import children
 from lakehouse.live import files_where
 from lakehouse.plans import Plan, count_rows, live_files
 from lakehouse.queries import bind_sql, duckdb_type, empty_sql, fetch, files_sql, quote
@@ -99,16 +100,10 @@ def _read_once(plan: Plan, name: str, column: str, values: pa.ChunkedArray) -> s
     if not isinstance(kept, _Kept) or not kept.has(snapshot, column, few):
         plan.connection.register("__values", pa.table({column: few}))
         columns = ", ".join(quote(f.name) for f in table.schema().fields)
-        rows = f"SELECT {columns} FROM {_holding_sql(table, snapshot, column, values)} SEMI JOIN __values USING ({quote(column)})"
+        rows = f"SELECT {columns} FROM {holding_sql(table, snapshot, column, values)} SEMI JOIN __values USING ({quote(column)})"
         kept = plan.lake.kept[name] = _Kept(snapshot, column, few, fetch(plan.connection, rows))
     plan.connection.register("__kept", kept.rows)
     return "__kept"
-
-
-def _holding_sql(table: Table, snapshot: int | None, column: str, values: pa.ChunkedArray) -> str:
-    """Rows of a snapshot as an SQL table expression: all in which the column has one of the values, and perhaps others."""
-    files = files_with(table, column, values, snapshot)
-    return among_sql(table, files, column, values) if files else empty_sql(table)
 
 
 def _restricted_sql(plan: Plan, name: str, keys: pa.Table, *, late: bool = False) -> str:
@@ -127,13 +122,28 @@ def _restricted_sql(plan: Plan, name: str, keys: pa.Table, *, late: bool = False
     if by is None:
         files = files_where(table, None, snapshot)
         rows = files_sql(table, files) if files else empty_sql(table)
+    elif (linked := _linked(plan, name, keys)) is not None:
+        rows = holding_sql(table, snapshot, *linked)
     elif late and 0 < keys.num_rows <= KEPT_KEYS:
         rows = _read_once(plan, name, by[1], keys.column(by[0]))
     else:
-        rows = _holding_sql(table, snapshot, by[1], keys.column(by[0]))
+        rows = holding_sql(table, snapshot, by[1], keys.column(by[0]))
     chosen = ", ".join(f'i."{c}"' for c in columns)
     condition = " AND ".join(f'i."{source}" = k."{key}"' for key, source in matched.items()) or "true"
     if name == build.driver:
         condition += f" AND {below_sql(plan.reached)}"
     relation = "__late" if late else "__keys"
     return f"(SELECT {chosen} FROM {rows} AS i WHERE EXISTS (SELECT 1 FROM {relation} AS k WHERE {condition}))"
+
+
+def _linked(plan: Plan, name: str, keys: pa.Table) -> tuple[str, pa.ChunkedArray] | None:
+    """Where a table that lies by its own objects has the rows of the keys, which those are linked to: (its column, the objects).
+
+    None if the keys themselves say where, or no link can be asked.
+    """
+    build, first = plan.declared.build, plan.lake.declaration(name).sort[:1]
+    if build.links is None or not first or first[0] in build.by:
+        return None
+    *_, account, last = build.by
+    found = children(plan, pl.DataFrame({"account": keys.column(account), "object_id": keys.column(last)}))
+    return None if found is None else (first[0], found["object_id"].to_arrow())

@@ -62,12 +62,44 @@ def _previous(old: dict[str, Any], new: dict[str, Any], shape: str) -> dict[str,
 
 def _charge(state: dict[str, Any], shape: str) -> dict[str, Any]:
     found: dict[str, Any] = {k: state[k] for k in ("id", "customer", "amount", "amount_refunded")}
-    found |= {"object": "charge", "status": "succeeded", "currency": "jpy"}
+    found |= {"object": "charge", "status": "succeeded", "currency": "jpy", "captured": True}
     if shape == OLD:
-        found["refunds"] = {
-            "data": [{"id": r, "object": "refund", "amount": a, "status": "succeeded"} for r, a in state["refunds"]]
-        }
+        found["refunds"] = {"data": [_refund(state, r, a, "succeeded") for r, a in state["refunds"]]}
     return found
+
+
+def _refund(charge: dict[str, Any], refund_id: str, amount: int, status: str) -> dict[str, Any]:
+    found = {"id": refund_id, "object": "refund", "amount": amount, "status": status, "currency": "jpy"}
+    return found | {"charge": charge["id"]}
+
+
+def _more_money(charge: dict[str, Any], invoice: dict[str, Any], name: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """What an event that does not belong to a chain of changes says of money: its type and object."""
+    refund, dispute, note = (f"{kind}_{name}_{rng.randrange(2)}" for kind in ("re", "dp", "cn"))
+    return rng.choice(
+        [
+            ("charge.succeeded", _charge(charge, BASIL)),
+            ("refund.created", _refund(charge, refund, 50, "succeeded")),
+            ("refund.failed", _refund(charge, refund, 50, "failed")),
+            (
+                "charge.dispute.funds_withdrawn",
+                {"id": dispute, "object": "dispute", "charge": charge["id"], "amount": 300, "currency": "jpy"}
+                | {"balance_transactions": [_moved(dispute, -300)]},
+            ),
+            ("invoice.finalized", dict(invoice)),
+            ("invoice.voided", invoice | {"status": "void"}),
+            (
+                "credit_note.created",
+                {"id": note, "object": "credit_note", "invoice": invoice["id"], "customer": invoice["customer"]}
+                | {"currency": "jpy", "total": 70, "status": "issued", "created": int(START.timestamp())},
+            ),
+        ]
+    )
+
+
+def _moved(dispute: str, amount: int) -> dict[str, Any]:
+    found = {"id": f"txn_{dispute}", "object": "balance_transaction", "source": dispute, "amount": amount, "fee": 15}
+    return found | {"currency": "jpy", "created": int(START.timestamp())}
 
 
 def events_of(account: str, rng: random.Random) -> list[dict[str, Any]]:
@@ -83,6 +115,8 @@ def events_of(account: str, rng: random.Random) -> list[dict[str, Any]]:
         "amount_refunded": 0,
         "refunds": [],
     }
+    invoice: dict[str, Any] = {"id": f"in_{account}", "object": "invoice", "customer": f"cus_{account}", "status": "open"}
+    invoice |= {"currency": "jpy", "total": 900, "status_transitions": {"finalized_at": int(START.timestamp())}}
     moment, found = int(START.timestamp()), []
 
     def say(kind: str, obj: dict[str, Any], shape: str, previous: dict[str, Any] | None = None) -> None:
@@ -111,13 +145,16 @@ def events_of(account: str, rng: random.Random) -> list[dict[str, Any]]:
             )
             say("customer.subscription.updated", _subscription(new, shape), shape, _previous(sub, new, shape))
             sub = new
-        elif what < 0.8:
+        elif what < 0.75:
             changed = rng.choice([{"email": rng.choice(["a@example.com", "b@example.com"])}, {"delinquent": rng.random() < 0.5}])
             previous = {k: customer[k] for k, v in changed.items() if customer[k] != v}
             customer |= changed
             say("customer.updated", dict(customer), shape, rng.choice([previous, previous, None]))
-        elif what < 0.85:
+        elif what < 0.8:
             say("customer.deleted", {"id": customer["id"], "object": "customer", "deleted": True}, shape)
+        elif what < 0.9:
+            kind, obj = _more_money(charge, invoice, account, rng)
+            say(kind, obj, shape)
         else:
             part = rng.choice([100, 200])
             before = charge["amount_refunded"]

@@ -15,11 +15,14 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
 from lakehouse.commit import scope_of
-from lakehouse.coordinates import ranges_sql
+from lakehouse.coordinates import below_sql, ranges_sql
+from lakehouse.deletes import take_out
+from lakehouse.keyed import holding_sql
 from lakehouse.ledger import STEP, fold
+from lakehouse.links import family
 from lakehouse.plans import Plan, Staged, frame, live_files
 from lakehouse.predicates import at_least
-from lakehouse.queries import bind_sql, epoch_time, fetch, files_sql, path_for_duckdb
+from lakehouse.queries import POSITION, bind_arrow, bind_sql, epoch_time, fetch, files_sql
 from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs
 
@@ -45,8 +48,16 @@ PARENT = """CASE object_type
 END"""
 MONEY = "livemode AND object_type IN ('charge', 'refund', 'dispute', 'balance_transaction', 'invoice', 'credit_note')"
 
-LINKS = f"""
-CREATE OR REPLACE TEMP TABLE links AS
+DEPTH = 2
+"""Links from an object to its origin: of a balance transaction to its refund or dispute, from there to the charge."""
+
+READ = (
+    "account", "livemode", "event_id", "event_type", "object_type", "object_id", "created_at", "state", "recorded_at", "topic",
+    "partition", "offset",
+)  # fmt: skip
+
+ORIGINS = f"""
+CREATE OR REPLACE TEMP TABLE origins AS
 WITH parents AS (
     SELECT account, object_type, object_id, coalesce(max({PARENT}), object_id) AS parent_id
     FROM billing.event_versions WHERE {MONEY}
@@ -71,7 +82,7 @@ def _facts_sql() -> str:
         v."offset", TRY_CAST(state ->> '$.captured' AS BOOLEAN) AS captured, {", ".join(columns)},
         dense_rank() OVER (PARTITION BY account, l.grp ORDER BY v.recorded_at) AS {STEP}
     FROM billing.event_versions AS v
-    JOIN links AS l USING (account, object_type, object_id)
+    JOIN origins AS l USING (account, object_type, object_id)
     WHERE {MONEY}
     """
 
@@ -118,7 +129,7 @@ LEFT JOIN named AS o
 TOUCHED = """
 CREATE OR REPLACE TEMP TABLE touched AS
 SELECT l.account, l.grp, min(n.recorded_at) AS since
-FROM links AS l JOIN new_versions AS n USING (account, object_type, object_id)
+FROM origins AS l JOIN new_versions AS n USING (account, object_type, object_id)
 GROUP BY l.account, l.grp
 """
 
@@ -131,7 +142,7 @@ COLUMNS = (
 
 def build(inputs: Inputs) -> pa.Table:
     """All entries of the origins that `billing.event_versions` tells of, whole: every version of each of their objects."""
-    inputs.connection.execute(LINKS)
+    inputs.connection.execute(ORIGINS)
     return _entries(inputs)
 
 
@@ -139,13 +150,11 @@ def plan(plan: Plan) -> Staged:
     """Append the entries that a batch adds.
 
     A batch can bring a receipt older than one that is already posted (partitions do not advance together). Entries recorded
-    later are then written anew, by replacing the files that hold them; they lie beyond what any reading was allowed to ask
+    later are then taken out and written anew; they lie beyond what any reading was allowed to ask
     for (lakehouse.ledger.known_until), so no report that was given out changes.
     """
     connection, driver = plan.connection, plan.declared.build.driver
     assert driver
-    table, snapshot = plan.pinned[driver]
-    bind_sql(connection, driver, ranges_sql(table, snapshot, {k: (0, end) for k, end in plan.reached.items()}))
     new = plan.new_rows_sql(driver)
     count = int(connection.execute(f"SELECT count(*) FROM {new}").fetchall()[0][0])
     connection.execute(
@@ -154,48 +163,64 @@ def plan(plan: Plan) -> Staged:
     since = connection.execute("SELECT min(recorded_at) FROM new_versions").fetchall()[0][0]
     if since is None:
         return Staged((), new_input_rows=count)
-    connection.execute(LINKS)
+    _bind_versions(plan, driver)
+    connection.execute(ORIGINS)
     connection.execute(TOUCHED)
-    connection.execute("DELETE FROM links WHERE (account, grp) NOT IN (SELECT (account, grp) FROM touched)")
+    connection.execute("DELETE FROM origins WHERE (account, grp) NOT IN (SELECT (account, grp) FROM touched)")
     connection.register("__built", _entries(plan.inputs()))
     # an entry belongs to the origin of its object: of one that has a row, or that a balance transaction names as its source
     of_origin = """(
-        SELECT DISTINCT account, object_id, since
+        SELECT account, object_id, min(since) AS since
         FROM (SELECT account, grp, unnest([object_id, source_id]) AS object_id FROM facts) JOIN touched USING (account, grp)
+        GROUP BY account, object_id
     )"""
     columns = ", ".join(f'e."{c}"' for c in COLUMNS)
-    late = (
-        f"SELECT {columns}, {{}} FROM {{}} AS e JOIN {of_origin} AS o USING (account, object_id) WHERE e.recorded_at >= o.since"
-    )
-    connection.execute(f"CREATE TEMP TABLE wanted AS {late.format('NULL AS filename', '__built')}")
+    late = f"SELECT {columns}{{}} FROM {{}} AS e JOIN {of_origin} AS o USING (account, object_id) WHERE e.recorded_at >= o.since"
+    connection.execute(f"CREATE TEMP TABLE wanted AS {late.format('', '__built')}")
     held = live_files(plan, at_least("recorded_at", since.isoformat()))
     if not held:
-        return _staged(plan, fetch(connection, "SELECT * EXCLUDE (filename) FROM wanted"), count)
-    there = files_sql(plan.table, held)
-    connection.execute(f"CREATE TEMP TABLE posted AS {late.format('filename', there)}")
+        return _staged(plan, fetch(connection, "FROM wanted"), count)
+    there = files_sql(plan.table, held, numbered=True)
+    connection.execute(f"CREATE TEMP TABLE posted AS {late.format(f', filename, {POSITION}', there)}")
     same = " AND ".join(f'w."{c}" IS NOT DISTINCT FROM p."{c}"' for c in COLUMNS)
     missing = f"SELECT {columns} FROM wanted AS e WHERE NOT EXISTS (SELECT 1 FROM posted AS p WHERE {same.replace('w.', 'e.')})"
+    outdated = f"FROM posted AS p WHERE NOT EXISTS (SELECT 1 FROM wanted AS w WHERE {same})"
     rows = fetch(connection, missing)
-    connection.execute(
-        "CREATE TEMP TABLE outdated AS SELECT account, entry_id, filename FROM posted AS p "
-        f"WHERE NOT EXISTS (SELECT 1 FROM wanted AS w WHERE {same})"
+    deletes, remove, kept = take_out(plan, frame(connection, outdated))
+    if kept is not None:
+        rows = pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])
+    return _staged(plan, rows, count, deletes, remove)
+
+
+def _bind_versions(plan: Plan, driver: str) -> None:
+    """Bind the driver, up to the positions to reach: all versions of whatever may share an origin with the new ones.
+
+    Of the first batch that is all there is. Later ones are found by their links; what is found besides its origins is left out.
+    """
+    connection, (table, snapshot) = plan.connection, plan.pinned[driver]
+    objects = frame(connection, "SELECT DISTINCT account, object_id FROM new_versions")
+    members = family(plan, objects, DEPTH) if plan.base is not None else None
+    if members is None:
+        bind_sql(connection, driver, ranges_sql(table, snapshot, {k: (0, end) for k, end in plan.reached.items()}))
+        return
+    asked = members.to_arrow()
+    connection.register("__family", asked)
+    held = holding_sql(table, snapshot, "object_id", asked.column("object_id"))
+    columns = ", ".join(f'"{c}"' for c in READ)
+    rows = (
+        f"SELECT {columns} FROM {held} SEMI JOIN __family USING (account, object_id) WHERE {MONEY} AND {below_sql(plan.reached)}"
     )
-    hit = {path for (path,) in connection.execute("SELECT DISTINCT filename FROM outdated").fetchall()}
-    remove = [f for f in held if path_for_duckdb(f.file_path) in hit]
-    if remove:
-        other = files_sql(plan.table, remove)
-        kept = connection.execute(f"SELECT {columns} FROM {other} AS e ANTI JOIN outdated USING (account, entry_id)")
-        rows = pa.concat_tables([conform(plan.table, kept.to_arrow_table()), conform(plan.table, rows)])
-    return _staged(plan, rows, count, remove)
+    # in memory: several statements look at them, and each would find them again in the files
+    bind_arrow(connection, driver, fetch(connection, rows))
 
 
-def _staged(plan: Plan, rows: pa.Table, count: int, remove: Sequence[DataFile] = ()) -> Staged:
-    files = stage(plan.table, plan.declared, rows)
+def _staged(plan: Plan, rows: pa.Table, count: int, deletes: Sequence[DataFile] = (), remove: Sequence[DataFile] = ()) -> Staged:
+    files = [*stage(plan.table, plan.declared, rows), *deletes]
     return Staged(files, remove, scope_of([*files, *remove]), new_input_rows=count, rows=rows.num_rows)
 
 
 def _entries(inputs: Inputs) -> pa.Table:
-    """The entries of the origins in the temporary table `links`, from all versions of their objects."""
+    """The entries of the origins in the temporary table `origins`, from all versions of their objects."""
     connection = inputs.connection
     connection.execute(_facts_sql())
     connection.execute("""
