@@ -18,22 +18,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import duckdb
-import pyarrow as pa
-from pyiceberg.manifest import DataFile
-from pyiceberg.typedef import Record
-
-from lakehouse.append import append_rows
-from lakehouse.commit import Change, commit
+from benchmarks.versions import END, Taken, deliver, lay_down, taken_up
 from lakehouse.lake import Lake, Run, open_lake
-from lakehouse.maintenance.compact import merge_files
-from lakehouse.runner import Report, run
+from lakehouse.runner import run
 from lakehouse.settings import Settings
-from lakehouse.staging import stage
 
-CUSTOMERS, SMALL, LARGE, BATCH, REBUILD, CHUNK = 50_000, 1_000_000, 20_000_000, 42_000, 10_000_000, 1_000_000
-TOPIC = "stripe"
-END = datetime(2026, 1, 1, tzinfo=UTC)
+CUSTOMERS, SMALL, LARGE, BATCH, REBUILD = 50_000, 1_000_000, 20_000_000, 42_000, 10_000_000
+BEGIN = END - timedelta(days=365 * 3)
 TABLES = (
     "billing.event_versions",
     "billing.object_heads",
@@ -78,45 +69,14 @@ FROM (
 """
 
 
-def _fill(lake: Lake, versions: int, customers: int, begin: int, say: Callable[[str], None]) -> None:
-    """Commit that many versions to billing.event_versions as if they had been received, and raw's positions with them.
-
-    Its files are as maintenance leaves them: an object's versions lie side by side.
-    """
-    append_rows(lake, "raw.stripe_events", _raw([]), {}, {(TOPIC, 0): versions}, {TOPIC: "bench"})
-    name = "billing.event_versions"
-    table, declared = lake.open_for_write(name), lake.declaration(name)
+def _fill(lake: Lake, versions: int, customers: int, say: Callable[[str], None]) -> None:
+    """Lay down the versions of that many customers, spread evenly over the years."""
+    begin = int(BEGIN.timestamp())
     step = (int(END.timestamp()) - begin) / versions
-    files = []
-    for first in range(0, versions, CHUNK):
-        say(f"laying down {first:,} of {versions:,} versions")
-        with duckdb.connect(config={"threads": 2}) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            known = {"begin": begin, "step": step, "topic": TOPIC, "customers": customers}
-            rows = connection.execute(VERSIONS, {**known, "first": first, "last": min(first + CHUNK, versions)}).to_arrow_table()
-        files += stage(table, declared, rows)
-    say("compacting them")
-    files = [merged for part in _of_partitions(files) for merged in merge_files(lake, declared, table, part)]
-    commit(table, lake.run, Change(name, {(TOPIC, 0): 0}, {(TOPIC, 0): versions}, add=files))
+    lay_down(lake, VERSIONS, versions, {"begin": begin, "step": step, "customers": customers}, say)
 
 
-def _of_partitions(files: list[DataFile]) -> list[list[DataFile]]:
-    """The files of each partition."""
-    found: dict[Record, list[DataFile]] = {}
-    for file in files:
-        found.setdefault(file.partition, []).append(file)
-    return list(found.values())
-
-
-def _raw(rows: list[tuple[bytes, datetime]], first: int = 0) -> pa.Table:
-    n = len(rows)
-    names = ["topic", "partition", "offset", "payload", "received_at", "source"]
-    kinds = [pa.string(), pa.int32(), pa.int64(), pa.binary(), pa.timestamp("us", "UTC"), pa.string()]
-    columns = [[TOPIC] * n, [0] * n, list(range(first, first + n)), [r[0] for r in rows], [r[1] for r in rows], ["webhook"] * n]
-    return pa.table([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], names=names)
-
-
-def _batch(count: int, customers: int, begin: int, seed: int) -> list[tuple[bytes, datetime]]:
+def _batch(count: int, customers: int, seed: int) -> list[bytes]:
     """Webhooks of two minutes: nine of ten of a subscription, one of a customer; 1 % between a year and the beginning old."""
     import hashlib
 
@@ -125,7 +85,7 @@ def _batch(count: int, customers: int, begin: int, seed: int) -> list[tuple[byte
         hashed = hashlib.md5(str(rng.randrange(customers)).encode()).hexdigest()[:14]
         at = END + timedelta(seconds=1 + i * 120 / count)
         if i % 100 == 0:
-            at = datetime.fromtimestamp(rng.uniform(begin, END.timestamp() - 366 * 86_400), UTC)
+            at = datetime.fromtimestamp(rng.uniform(BEGIN.timestamp(), END.timestamp() - 366 * 86_400), UTC)
         if i % 10 == 9:
             kind, obj = "customer.updated", {"id": f"cus_{hashed}", "object": "customer", "delinquent": rng.random() < 0.5}
             obj |= {"email": f"{hashed}@example.com", "currency": "usd", "created": 1_600_000_000}
@@ -137,54 +97,26 @@ def _batch(count: int, customers: int, begin: int, seed: int) -> list[tuple[byte
             obj |= {"customer": f"cus_{hashed}", "status": "active", "cancel_at_period_end": False, "start_date": 1_600_000_000}
             obj |= {"items": {"object": "list", "data": [item]}, "metadata": {"filler": "x" * 400}}
         event = {"id": f"evt_new_{seed}_{i}", "object": "event", "type": kind, "created": int(at.timestamp()), "livemode": True}
-        found.append(
-            (
-                json.dumps(event | {"api_version": "2025-03-31.basil", "data": {"object": obj}}).encode(),
-                END + timedelta(seconds=300),
-            )
-        )
+        found.append(json.dumps(event | {"api_version": "2025-03-31.basil", "data": {"object": obj}}).encode())
     return found
 
 
-def _bytes() -> int:
-    """Bytes that this process has read and written through system calls."""
-    found = dict(line.split(": ") for line in Path("/proc/self/io").read_text("ascii").splitlines())
-    return int(found["rchar"]) + int(found["wchar"])
-
-
-def _deliver(lake: Lake, batch: list[tuple[bytes, datetime]], first: int) -> None:
-    """Commit the deliveries to raw from that offset on."""
-    rows, end = _raw(batch, first), first + len(batch)
-    append_rows(lake, "raw.stripe_events", rows, {(TOPIC, 0): first}, {(TOPIC, 0): end}, {TOPIC: "bench"})
-
-
-def _measure(home: Path, versions: int, scale: float, say: Callable[[str], None]) -> tuple[float, float, float]:
-    """(seconds, CPU seconds, bytes) of one batch on tables that hold `versions`."""
+def _measure(home: Path, versions: int, scale: float, say: Callable[[str], None]) -> Taken:
+    """What one batch takes on tables that hold `versions`."""
     customers, count = int(CUSTOMERS * scale), int(BATCH * scale)
-    begin = int((END - timedelta(days=365 * 3)).timestamp())
     lake = open_lake(Settings(home=home), Run("bench", "bench"))  # type: ignore[call-arg]
-    _fill(lake, versions, customers, begin, say)
+    _fill(lake, versions, customers, say)
     say(f"building the tables of {versions:,} versions")
     run(lake, TABLES[1:])
-    warm = _batch(10, customers, begin, 2)
-    _deliver(lake, warm, versions)
+    warm = _batch(10, customers, 2)
+    deliver(lake, warm, versions)
     run(lake, TABLES)
-    _deliver(lake, _batch(count, customers, begin, 1), versions + len(warm))
+    deliver(lake, _batch(count, customers, 1), versions + len(warm))
     say(f"one batch of {count:,} events on {versions:,} versions")
-    parts: dict[str, str] = {}
-    before = last = _bytes()
-    cpu, started = time.process_time(), time.monotonic()
-
-    def note(report: Report) -> None:
-        nonlocal last
-        parts[report.table] = f"{report.seconds:.2f} s, {(_bytes() - last) / 1e6:.1f} MB, {report.rows} rows"
-        last = _bytes()
-
-    done = {r.table: r for r in run(lake, TABLES, note)}
-    seconds, cpu, moved = time.monotonic() - started, time.process_time() - cpu, _bytes() - before
-    assert done["billing.event_versions"].rows == count, "every event of the batch is new"
-    say(f"on {versions:,} versions: {parts}")
-    return seconds, cpu, float(moved)
+    taken = taken_up(lake, TABLES)
+    assert taken.reports["billing.event_versions"].rows == count, "every event of the batch is new"
+    say(f"on {versions:,} versions: {taken.parts}")
+    return taken
 
 
 def one_run(scale: float, say: Callable[[str], None]) -> dict[str, float]:
@@ -192,16 +124,16 @@ def one_run(scale: float, say: Callable[[str], None]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, versions in (("1m", SMALL), ("20m", LARGE)):
         with tempfile.TemporaryDirectory(prefix="bench-billing-") as home:
-            seconds, cpu, moved = _measure(Path(home), int(versions * scale), scale, say)
-        found |= {f"seconds_at_{name}": round(seconds, 2), f"mb_at_{name}": round(moved / 1e6, 1)}
-        found[f"cpu_seconds_at_{name}"] = round(cpu, 2)
+            taken = _measure(Path(home), int(versions * scale), scale, say)
+        found |= {f"seconds_at_{name}": round(taken.seconds, 2), f"mb_at_{name}": round(taken.mb, 1)}
+        found[f"cpu_seconds_at_{name}"] = round(taken.cpu_seconds, 2)
     found["ratio"] = round(found["seconds_at_20m"] / found["seconds_at_1m"], 2)
     found["cpu_ratio"] = round(found["cpu_seconds_at_20m"] / found["cpu_seconds_at_1m"], 2)
     found["bytes_ratio"] = round(found["mb_at_20m"] / found["mb_at_1m"], 2)
     rebuilt = int(REBUILD * scale)
     with tempfile.TemporaryDirectory(prefix="bench-billing-") as home:
         lake = open_lake(Settings(home=Path(home)), Run("bench", "bench"))  # type: ignore[call-arg]
-        _fill(lake, rebuilt, int(CUSTOMERS * scale), int((END - timedelta(days=365 * 3)).timestamp()), say)
+        _fill(lake, rebuilt, int(CUSTOMERS * scale), say)
         say(f"rebuilding every table from {rebuilt:,} versions")
         cpu, started = time.process_time(), time.monotonic()
         reports = run(lake, TABLES[1:])

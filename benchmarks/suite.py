@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-NAMES = ("webhooks", "ingest", "freshness", "commits", "billing", "clean", "asof", "repair", "marts", "road")
+NAMES = ("webhooks", "ingest", "freshness", "commits", "billing", "ledger", "clean", "asof", "repair", "marts", "road")
 """In the order in which the lakehouse does the work."""
 
 
