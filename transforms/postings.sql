@@ -85,7 +85,8 @@ unitemised AS (
         FROM charge_events AS e
         LEFT JOIN refunds AS r
             ON r.account = e.account AND r.grp = e.grp AND r.step = e.step AND r.charge_id = e.charge_id AND NOT r.is_release
-            AND r.booked_at <= e.created_at AND coalesce(least(r.failed_at, r.canceled_at) > e.created_at, true)
+            -- each side of a condition names one table: else DuckDB compares every event with every refund
+            AND r.booked_at <= e.created_at AND coalesce(least(r.failed_at, r.canceled_at), TIMESTAMPTZ 'infinity') > e.created_at
         WHERE e.amount_refunded_minor IS NOT NULL
         GROUP BY e.account, e.grp, e.step, e.charge_id, e.event_id, e.created_at, e.amount_refunded_minor, e.amount_minor,
             e.captured_minor

@@ -169,3 +169,20 @@ def test_each_entry_leads_to_its_event_and_back(tmp_path: Path) -> None:
         ("charge/ch_2/500/evt_2", "evt_2"),
         ("refund/re_1/evt_3", "evt_3"),
     ]
+
+
+def test_no_step_compares_everything_with_everything(tmp_path: Path) -> None:
+    """DuckDB joins by nested loops where one side of a condition of an outer join names both tables."""
+    lake = make(tmp_path)
+    feed_stripe(lake, SALE, REFUND)
+    run(lake, BUILT)
+    with connect(lake.settings) as connection:
+        bind_arrow(connection, "billing.event_versions", query(lake, "SELECT * FROM billing.event_versions"))
+        revenue_ledger.build(Inputs(connection, lake.settings.catalog_dir))
+        statements = [*revenue_ledger.ORIGINS.split(";"), revenue_ledger.POSTINGS.read_text("utf-8"), revenue_ledger.ENTRIES]
+        parameters = {"time_zone": "UTC", "close_after_hours": 24}
+        for sql in statements:
+            plan = str(connection.execute(f"EXPLAIN {sql}", parameters if "$time_zone" in sql else None).fetchall())
+            assert "JOIN" in plan or "GROUP" in plan
+            assert "NL_JOIN" not in plan
+            assert "NESTED_LOOP" not in plan

@@ -57,17 +57,15 @@ READ = (
 )  # fmt: skip
 
 ORIGINS = f"""
+CREATE OR REPLACE TEMP TABLE parents AS
+SELECT account, object_type, object_id, coalesce(max({PARENT}), object_id) AS parent_id
+FROM billing.event_versions WHERE {MONEY}
+GROUP BY account, object_type, object_id;
+
 CREATE OR REPLACE TEMP TABLE origins AS
-WITH parents AS (
-    SELECT account, object_type, object_id, coalesce(max({PARENT}), object_id) AS parent_id
-    FROM billing.event_versions WHERE {MONEY}
-    GROUP BY account, object_type, object_id
-)
 SELECT p.account, p.object_type, p.object_id, coalesce(g.parent_id, p.parent_id) AS grp
-FROM parents AS p
-LEFT JOIN parents AS g
-    ON p.object_type = 'balance_transaction' AND g.object_type IN ('refund', 'dispute')
-    AND g.account = p.account AND g.object_id = p.parent_id
+FROM (SELECT *, CASE WHEN object_type = 'balance_transaction' THEN parent_id END AS source_id FROM parents) AS p
+LEFT JOIN (FROM parents WHERE object_type IN ('refund', 'dispute')) AS g ON g.account = p.account AND g.object_id = p.source_id
 """
 
 
