@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,7 @@ class Player:
         self._sender: WebhookSender | None = None
         self._producer = producer
         self._failures: list[str] = []
+        self._closed = False
         self._deliveries = [d for d in world.stripe_deliveries if d.event_id not in withhold]
         self._delivery_times = [delivery.deliver_at for delivery in self._deliveries]
         self._change_times = [change.visible_at for change in world.crm_changes]
@@ -141,7 +143,8 @@ class Player:
         self.close()
 
     def close(self) -> None:
-        """Close the connections to the receiver."""
+        """Close the connections to the receiver, and wait for no answer of the broker any more."""
+        self._closed = True
         if self._sender is not None:
             self._sender.close()
             self._sender = None
@@ -261,7 +264,7 @@ class Player:
             producer.poll(0)
             done += frame.height
             self._progress("product", done, total)
-        left = producer.flush(FLUSH_SECONDS)
+        left = self._flush(producer)
         if left or self._failures:
             failures, self._failures = self._failures, []
             why = failures[0] if failures else f"no answer within {FLUSH_SECONDS:.0f} s"
@@ -269,6 +272,16 @@ class Player:
                 f"round {round_.number}: {left + len(failures)} of {total} records did not reach {self._topic}: {why}"
             )
         return done
+
+    def _flush(self, producer: Producer) -> int:
+        """Wait until the broker has answered for all records; how many are left after FLUSH_SECONDS, or when the player closes.
+
+        Ctrl-C while this thread is being started leaves it to itself: nobody waits for it, and the broker stops before it ends.
+        """
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while (left := producer.flush(0.5)) and not self._closed and time.monotonic() < deadline:
+            pass
+        return left
 
     def _kafka(self) -> Producer:
         if self._producer is None:
