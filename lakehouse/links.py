@@ -9,7 +9,6 @@ table that is built by them is the same as one that is built from everything; th
 from __future__ import annotations
 
 import polars as pl
-import pyarrow as pa
 from pyiceberg.table import Table
 
 from lakehouse.keyed import holding_sql
@@ -24,10 +23,11 @@ PARENT, CHILD = "parent", "child"
 def links_of(plan: Plan) -> Table | None:
     """The table of links, if it knows all that the plan may see; None if not: then everything has to be read, to the same end.
 
-    It may be ahead, for more links are no harm. A replay lies below the positions, so these do not say what it knows.
+    It may be ahead, for more links are no harm. What is built whole needs everything anyway; and a replay lies below the
+    positions, so these do not say what it knows.
     """
     name = plan.declared.build.links
-    table = plan.lake.find(name) if name and plan.again is None else None
+    table = plan.lake.find(name) if name and plan.base is not None and plan.again is None else None
     if name is None or table is None or table.current_snapshot() is None:
         return None
     known = vector_of(table.metadata, name)
@@ -62,7 +62,7 @@ def _told(plan: Plan, table: Table, objects: pl.DataFrame) -> pl.DataFrame:
     """The links at these objects."""
     snapshot = table.current_snapshot()
     assert snapshot is not None
-    asked = objects.select(OBJECT).unique().to_arrow().cast(pa.schema([(c, pa.string()) for c in OBJECT]))
+    asked = objects.to_arrow()
     plan.connection.register("__asked", asked)
     held = holding_sql(table, snapshot.snapshot_id, "object_id", asked.column("object_id"))
     found = f"SELECT account, object_id, relation, linked_id FROM {held} SEMI JOIN __asked USING (account, object_id)"

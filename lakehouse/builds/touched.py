@@ -139,10 +139,10 @@ def _restricted_sql(plan: Plan, name: str, keys: pa.Table, *, late: bool = False
 def _linked(plan: Plan, name: str, keys: pa.Table) -> tuple[str, pa.ChunkedArray] | None:
     """Where a table that lies by its own objects has the rows of the keys, which those are linked to: (its column, the objects).
 
-    None if the keys themselves say where, or no link can be asked. (All keys of a table that is built whole have everything.)
+    None if the keys themselves say where, or no link can be asked.
     """
     build, first = plan.declared.build, plan.lake.declaration(name).sort[:1]
-    if build.links is None or plan.base is None or not first or first[0] in build.by:
+    if build.links is None or not first or first[0] in build.by:
         return None
     *_, account, last = build.by
     found = children(plan, pl.DataFrame({"account": keys.column(account), "object_id": keys.column(last)}))

@@ -20,10 +20,9 @@ from lakehouse.deletes import take_out
 from lakehouse.keyed import holding_sql
 from lakehouse.ledger import STEP, fold
 from lakehouse.links import family
-from lakehouse.plans import Plan, Staged, frame, live_files
+from lakehouse.plans import Plan, Staged, count_rows, frame, live_files, stage_with
 from lakehouse.predicates import at_least
 from lakehouse.queries import POSITION, bind_arrow, bind_sql, epoch_time, fetch, files_sql
-from lakehouse.staging import conform, stage
 from lakehouse.transforms import Inputs
 
 INPUTS = ("billing.event_versions",)
@@ -148,13 +147,13 @@ def plan(plan: Plan) -> Staged:
     """Append the entries that a batch adds.
 
     A batch can bring a receipt older than one that is already posted (partitions do not advance together). Entries recorded
-    later are then taken out and written anew; they lie beyond what any reading was allowed to ask
-    for (lakehouse.ledger.known_until), so no report that was given out changes.
+    later are then taken out and written anew; they lie beyond what any reading was allowed to ask for
+    (lakehouse.ledger.known_until), so no report that was given out changes.
     """
     connection, driver = plan.connection, plan.declared.build.driver
     assert driver
     new = plan.new_rows_sql(driver)
-    count = int(connection.execute(f"SELECT count(*) FROM {new}").fetchall()[0][0])
+    count = count_rows(connection, new)
     connection.execute(
         f"CREATE TEMP TABLE new_versions AS SELECT account, object_type, object_id, recorded_at FROM {new} WHERE {MONEY}"
     )
@@ -177,17 +176,14 @@ def plan(plan: Plan) -> Staged:
     connection.execute(f"CREATE TEMP TABLE wanted AS {late.format('', '__built')}")
     held = live_files(plan, at_least("recorded_at", since.isoformat()))
     if not held:
-        return _staged(plan, fetch(connection, "FROM wanted"), count)
+        return _staged(plan, count, fetch(connection, "FROM wanted"))
     there = files_sql(plan.table, held, numbered=True)
     connection.execute(f"CREATE TEMP TABLE posted AS {late.format(f', filename, {POSITION}', there)}")
     same = " AND ".join(f'w."{c}" IS NOT DISTINCT FROM p."{c}"' for c in COLUMNS)
     missing = f"SELECT {columns} FROM wanted AS e WHERE NOT EXISTS (SELECT 1 FROM posted AS p WHERE {same.replace('w.', 'e.')})"
     outdated = f"FROM posted AS p WHERE NOT EXISTS (SELECT 1 FROM wanted AS w WHERE {same})"
-    rows = fetch(connection, missing)
     deletes, remove, kept = take_out(plan, frame(connection, outdated))
-    if kept is not None:
-        rows = pa.concat_tables([conform(plan.table, kept), conform(plan.table, rows)])
-    return _staged(plan, rows, count, deletes, remove)
+    return _staged(plan, count, fetch(connection, missing), kept, deletes, remove)
 
 
 def _bind_versions(plan: Plan, driver: str) -> None:
@@ -197,7 +193,7 @@ def _bind_versions(plan: Plan, driver: str) -> None:
     """
     connection, (table, snapshot) = plan.connection, plan.pinned[driver]
     objects = frame(connection, "SELECT DISTINCT account, object_id FROM new_versions")
-    members = family(plan, objects, DEPTH) if plan.base is not None else None
+    members = family(plan, objects, DEPTH)
     if members is None:
         bind_sql(connection, driver, ranges_sql(table, snapshot, {k: (0, end) for k, end in plan.reached.items()}))
         return
@@ -212,9 +208,17 @@ def _bind_versions(plan: Plan, driver: str) -> None:
     bind_arrow(connection, driver, fetch(connection, rows))
 
 
-def _staged(plan: Plan, rows: pa.Table, count: int, deletes: Sequence[DataFile] = (), remove: Sequence[DataFile] = ()) -> Staged:
-    files = [*stage(plan.table, plan.declared, rows), *deletes]
-    return Staged(files, remove, scope_of([*files, *remove]), new_input_rows=count, rows=rows.num_rows)
+def _staged(
+    plan: Plan,
+    count: int,
+    rows: pa.Table,
+    kept: pa.Table | None = None,
+    deletes: Sequence[DataFile] = (),
+    remove: Sequence[DataFile] = (),
+) -> Staged:
+    files = [*stage_with(plan, rows, kept), *deletes]
+    written = rows.num_rows + (kept.num_rows if kept is not None else 0)
+    return Staged(files, remove, scope_of([*files, *remove]), new_input_rows=count, rows=written)
 
 
 def _entries(inputs: Inputs) -> pa.Table:
