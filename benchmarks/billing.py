@@ -9,17 +9,16 @@ events/s of a rebuild of every table from 10 M event versions; peak memory of al
 
 from __future__ import annotations
 
-import json
+import hashlib
 import random
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from benchmarks.versions import END, Taken, deliver, lay_down, taken_up
-from lakehouse.lake import Lake, Run, open_lake
+from benchmarks.versions import END, Company, Say, compared, lay_down, one_batch, subscription, webhook
+from lakehouse.lake import Run, open_lake
 from lakehouse.runner import run
 from lakehouse.settings import Settings
 
@@ -69,17 +68,8 @@ FROM (
 """
 
 
-def _fill(lake: Lake, versions: int, customers: int, say: Callable[[str], None]) -> None:
-    """Lay down the versions of that many customers, spread evenly over the years."""
-    begin = int(BEGIN.timestamp())
-    step = (int(END.timestamp()) - begin) / versions
-    lay_down(lake, VERSIONS, versions, {"begin": begin, "step": step, "customers": customers}, say)
-
-
-def _batch(count: int, customers: int, seed: int) -> list[bytes]:
+def _webhooks(count: int, customers: int, seed: int) -> list[bytes]:
     """Webhooks of two minutes: nine of ten of a subscription, one of a customer; 1 % between a year and the beginning old."""
-    import hashlib
-
     rng, found = random.Random(seed), []
     for i in range(count):
         hashed = hashlib.md5(str(rng.randrange(customers)).encode()).hexdigest()[:14]
@@ -90,50 +80,23 @@ def _batch(count: int, customers: int, seed: int) -> list[bytes]:
             kind, obj = "customer.updated", {"id": f"cus_{hashed}", "object": "customer", "delinquent": rng.random() < 0.5}
             obj |= {"email": f"{hashed}@example.com", "currency": "usd", "created": 1_600_000_000}
         else:
-            price = {"id": "price_pro", "product": "prod_streamforge_pro", "unit_amount": 19900, "currency": "usd"}
-            price |= {"recurring": {"interval": "month", "interval_count": 1}}
-            item = {"id": f"si_{hashed}", "object": "subscription_item", "price": price, "quantity": rng.randint(1, 60)}
-            kind, obj = "customer.subscription.updated", {"id": f"sub_{hashed}", "object": "subscription"}
-            obj |= {"customer": f"cus_{hashed}", "status": "active", "cancel_at_period_end": False, "start_date": 1_600_000_000}
-            obj |= {"items": {"object": "list", "data": [item]}, "metadata": {"filler": "x" * 400}}
-        event = {"id": f"evt_new_{seed}_{i}", "object": "event", "type": kind, "created": int(at.timestamp()), "livemode": True}
-        found.append(json.dumps(event | {"api_version": "2025-03-31.basil", "data": {"object": obj}}).encode())
+            kind, obj = "customer.subscription.updated", subscription(hashed, "active", rng.randint(1, 60))
+            obj |= {"metadata": {"filler": "x" * 400}}
+        found.append(webhook(f"evt_new_{seed}_{i}", kind, int(at.timestamp()), obj))
     return found
 
 
-def _measure(home: Path, versions: int, scale: float, say: Callable[[str], None]) -> Taken:
-    """What one batch takes on tables that hold `versions`."""
-    customers, count = int(CUSTOMERS * scale), int(BATCH * scale)
-    lake = open_lake(Settings(home=home), Run("bench", "bench"))  # type: ignore[call-arg]
-    _fill(lake, versions, customers, say)
-    say(f"building the tables of {versions:,} versions")
-    run(lake, TABLES[1:])
-    warm = _batch(10, customers, 2)
-    deliver(lake, warm, versions)
-    run(lake, TABLES)
-    deliver(lake, _batch(count, customers, 1), versions + len(warm))
-    say(f"one batch of {count:,} events on {versions:,} versions")
-    taken = taken_up(lake, TABLES)
-    assert taken.reports["billing.event_versions"].rows == count, "every event of the batch is new"
-    say(f"on {versions:,} versions: {taken.parts}")
-    return taken
+COMPANY = Company(BEGIN, VERSIONS, _webhooks, TABLES)
 
 
-def one_run(scale: float, say: Callable[[str], None]) -> dict[str, float]:
+def one_run(scale: float, say: Say) -> dict[str, float]:
     """Both sizes and the rebuild; scale shrinks everything alike, the customers too."""
-    found: dict[str, float] = {}
-    for name, versions in (("1m", SMALL), ("20m", LARGE)):
-        with tempfile.TemporaryDirectory(prefix="bench-billing-") as home:
-            taken = _measure(Path(home), int(versions * scale), scale, say)
-        found |= {f"seconds_at_{name}": round(taken.seconds, 2), f"mb_at_{name}": round(taken.mb, 1)}
-        found[f"cpu_seconds_at_{name}"] = round(taken.cpu_seconds, 2)
-    found["ratio"] = round(found["seconds_at_20m"] / found["seconds_at_1m"], 2)
-    found["cpu_ratio"] = round(found["cpu_seconds_at_20m"] / found["cpu_seconds_at_1m"], 2)
-    found["bytes_ratio"] = round(found["mb_at_20m"] / found["mb_at_1m"], 2)
-    rebuilt = int(REBUILD * scale)
+    customers, count, rebuilt = (int(n * scale) for n in (CUSTOMERS, BATCH, REBUILD))
+    small, large = (one_batch(COMPANY, int(n * scale), customers, count, say) for n in (SMALL, LARGE))
+    found = compared("1m", small, "20m", large)
     with tempfile.TemporaryDirectory(prefix="bench-billing-") as home:
         lake = open_lake(Settings(home=Path(home)), Run("bench", "bench"))  # type: ignore[call-arg]
-        _fill(lake, rebuilt, int(CUSTOMERS * scale), say)
+        lay_down(lake, COMPANY, rebuilt, customers, say)
         say(f"rebuilding every table from {rebuilt:,} versions")
         cpu, started = time.process_time(), time.monotonic()
         reports = run(lake, TABLES[1:])

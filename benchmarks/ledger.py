@@ -9,18 +9,11 @@ through system calls, cached or not) of the batch on each, and their ratios.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-import tempfile
-from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-from benchmarks.versions import END, Taken, deliver, lay_down, taken_up
-from lakehouse.lake import Run, open_lake
-from lakehouse.runner import run
-from lakehouse.settings import Settings
+from benchmarks.versions import END, Company, Say, compared, one_batch, subscription, webhook
 
 SMALL, LARGE, BATCH, OF_ONE = 200_000, 4_000_000, 4_200, 10
 """OF_ONE: versions of one customer, whatever the size."""
@@ -81,51 +74,14 @@ FROM (
 """
 
 
-def one_run(scale: float, say: Callable[[str], None]) -> dict[str, float]:
-    """Both sizes; scale shrinks the lakes and the batch alike."""
-    found: dict[str, float] = {}
-    for name, versions in (("200k", SMALL), ("4m", LARGE)):
-        with tempfile.TemporaryDirectory(prefix="bench-ledger-") as home:
-            taken = _measure(Path(home), int(versions * scale), int(BATCH * scale), say)
-        found |= {f"seconds_at_{name}": round(taken.seconds, 2), f"mb_at_{name}": round(taken.mb, 1)}
-        found[f"cpu_seconds_at_{name}"] = round(taken.cpu_seconds, 2)
-    for figure, ratio in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio"), ("mb", "bytes_ratio")):
-        found[ratio] = round(found[f"{figure}_at_4m"] / found[f"{figure}_at_200k"], 2)
-    return found
-
-
-def _measure(home: Path, versions: int, count: int, say: Callable[[str], None]) -> Taken:
-    """What one batch takes on a lake of so many versions."""
-    customers = max(1, versions // OF_ONE)
-    # a whole history in few slices, each of which looks at all versions; what is measured has the settings of every day
-    whole = Settings(home=home, batch_rows=1_000_000, duckdb_memory="2GB")  # type: ignore[call-arg]
-    lake = open_lake(whole, Run("bench", "bench"))
-    begin, end = int(BEGIN.timestamp()), int(END.timestamp())
-    known = {"begin": begin, "step": (end - begin) / versions, "customers": customers}
-    lay_down(lake, VERSIONS, versions, known, say)
-    say(f"building the tables of {versions:,} versions")
-    run(lake, TABLES[1:])
-    lake = open_lake(Settings(home=home), Run("bench", "bench"))  # type: ignore[call-arg]
-    warm = _batch(10, customers, 2)
-    deliver(lake, warm, versions)
-    run(lake, TABLES)
-    deliver(lake, _batch(count, customers, 1), versions + len(warm))
-    say(f"one batch of {count:,} events on {versions:,} versions")
-    taken = taken_up(lake, TABLES)
-    assert taken.reports["billing.event_versions"].rows == count, "every event of the batch is new"
-    say(f"on {versions:,} versions: {taken.parts}")
-    return taken
-
-
-def _batch(count: int, customers: int, seed: int) -> list[bytes]:
+def _webhooks(count: int, customers: int, seed: int) -> list[bytes]:
     """Webhooks of two minutes, about any of the customers: of five two of subscriptions, three of money."""
     rng, found = random.Random(seed), []
     for i in range(count):
         hashed = hashlib.md5(str(rng.randrange(customers)).encode()).hexdigest()[:14]
         at = int((END + timedelta(seconds=1 + i * 120 / count)).timestamp())
         kind, obj = _told(i % 5, hashed, f"{hashed}_{seed}_{i}", at, rng)
-        event = {"id": f"evt_new_{seed}_{i}", "object": "event", "type": kind, "created": at, "livemode": True}
-        found.append(json.dumps(event | {"api_version": "2025-03-31.basil", "data": {"object": obj}}).encode())
+        found.append(webhook(f"evt_new_{seed}_{i}", kind, at, obj))
     return found
 
 
@@ -140,14 +96,16 @@ def _told(kind: int, hashed: str, new: str, at: int, rng: random.Random) -> tupl
     if kind == 2:
         invoice = {"id": f"in_{new}", "object": "invoice", "customer": f"cus_{hashed}", "currency": "usd", "total": 900}
         return "invoice.finalized", invoice | {"status": "open", "status_transitions": {"finalized_at": at}}
-    price: dict[str, Any] = {"id": "price_pro", "product": "prod_streamforge_pro", "unit_amount": 19900, "currency": "usd"}
-    price |= {"recurring": {"interval": "month", "interval_count": 1}}
-    item: dict[str, Any] = {"id": f"si_{hashed}", "object": "subscription_item", "price": price, "quantity": rng.randint(10, 60)}
-    subscription: dict[str, Any] = {"id": f"sub_{hashed}", "object": "subscription", "customer": f"cus_{hashed}"}
-    subscription |= {
-        "status": "active",
-        "cancel_at_period_end": False,
-        "start_date": 1_600_000_000,
-        "items": {"object": "list", "data": [item]},
-    }
-    return "customer.subscription.updated", subscription
+    return "customer.subscription.updated", subscription(hashed, "active", rng.randint(10, 60))
+
+
+COMPANY = Company(BEGIN, VERSIONS, _webhooks, TABLES)
+
+
+def one_run(scale: float, say: Say) -> dict[str, float]:
+    """Both sizes; scale shrinks the lakes and the batch alike."""
+    # a whole history is built in few slices, each of which looks at all versions: that takes memory
+    whole = {"batch_rows": 1_000_000, "duckdb_memory": "2GB"}
+    sizes = (max(OF_ONE, int(n * scale)) for n in (SMALL, LARGE))
+    small, large = (one_batch(COMPANY, n, n // OF_ONE, int(BATCH * scale), say, **whole) for n in sizes)
+    return compared("200k", small, "4m", large)

@@ -9,7 +9,6 @@ rows changed. An hour of one workspace may write no more files than it has days.
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 import time
@@ -17,13 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
+from benchmarks.versions import subscription, webhook
 from lakehouse.append import append_rows
 from lakehouse.lake import Lake, Run, open_lake
 from lakehouse.live import files_where
@@ -145,19 +144,8 @@ def _repaired(lake: Lake, late: Sequence[PastDue], said: int) -> dict[str, float
 
 def _webhook(number: int, workspace: int, at: datetime, status: str) -> bytes:
     """What Stripe says of the subscription of the workspace's customer at that second."""
-    price = {"id": "price_pro", "product": "prod_streamforge_pro", "unit_amount": 19900, "currency": "usd"}
-    item: dict[str, Any] = {"id": f"si_{workspace}", "object": "subscription_item", "quantity": 1}
-    item |= {"price": price | {"recurring": {"interval": "month", "interval_count": 1}}}
-    subscription: dict[str, Any] = {
-        "id": f"sub_{workspace}",
-        "object": "subscription",
-        "customer": f"cus_{workspace}",
-        "status": status,
-    }
-    subscription |= {"cancel_at_period_end": False, "start_date": 1_600_000_000, "items": {"object": "list", "data": [item]}}
-    event: dict[str, Any] = {"id": f"evt_{number}", "object": "event", "type": "customer.subscription.updated", "livemode": True}
-    event |= {"created": int(at.timestamp()), "api_version": "2025-03-31.basil", "data": {"object": subscription}}
-    return json.dumps(event).encode()
+    told = subscription(str(workspace), status, 1)
+    return webhook(f"evt_{number}", "customer.subscription.updated", int(at.timestamp()), told)
 
 
 def _say(lake: Lake, webhooks: Sequence[bytes], first: int, received: datetime) -> None:
