@@ -137,15 +137,20 @@ def test_so_do_copies_of_an_event_that_say_another_time(seed: int, tmp_path: Pat
     _same_as_pure(redated(deliveries_of(20, 2000 + seed), rng), rng, tmp_path)
 
 
+def _as_a_new_process(home: Path, run_id: str, **settings: Any) -> Lake:
+    """The lake with nothing kept from before; DuckDB on one thread, as the suite has a worker on each core."""
+    return open_lake(Settings(home=home, duckdb_threads=1, **settings), Run(run_id, "test"))
+
+
 def _same_as_pure(received: list[Delivery], rng: random.Random, home: Path) -> None:
     """Deliver in batches, with a new process after each; then compare the tables with what the pure function makes."""
     cuts = sorted(rng.sample(range(1, len(received)), rng.randint(1, 2)))
     for a, b in zip([0, *cuts], [*cuts, len(received)], strict=True):
-        feed(open_lake(Settings(home=home), Run(f"feed-{a}", "test")), received[a:b])
+        feed(_as_a_new_process(home, f"feed-{a}"), received[a:b])
         # a process starts, advances some of the tables, and is gone; the next one goes on from the tables' own positions
-        lake = open_lake(Settings(home=home, batch_rows=rng.choice([60, 10_000])), Run(f"run-{a}", "test"))
+        lake = _as_a_new_process(home, f"run-{a}", batch_rows=rng.choice([60, 10_000]))
         run(lake, FULL_PATH_TABLES[: rng.randint(1, len(FULL_PATH_TABLES))])
-    lake = open_lake(Settings(home=home), Run("last", "test"))
+    lake = _as_a_new_process(home, "last")
     run(lake, FULL_PATH_TABLES)
     tables = billing_tables(as_rows(received))
     for name in FULL_PATH_TABLES:
