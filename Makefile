@@ -48,7 +48,7 @@ format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 
 properties: $(STAMP) ## the long suite: billing on the full path, 500 random histories in random batches
-	@PROPERTY_EXAMPLES=500 $(BIN)/python -m pytest tests/properties/test_billing.py
+	@PROPERTY_EXAMPLES=500 $(BIN)/python -m pytest -n 2 --dist worksteal tests/properties/test_billing.py
 
 chaos: $(STAMP) kafka-jars ## rounds of faults on three catalogs (ROUNDS=3 SEED=1 CATALOG=sqlite,rest,glue; replay one: ONLY=17)
 	@$(BIN)/python -m tests.chaos --folder .chaos/last --report .chaos/report.json \

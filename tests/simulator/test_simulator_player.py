@@ -9,7 +9,6 @@ import pytest
 import stripe
 from confluent_kafka import KafkaError
 
-from simulator import player as player_module
 from simulator import webhooks
 from simulator.player import BURST_SECONDS, JournalMismatchError, Player, ProduceError
 from simulator.webhooks import DeliveryError, WebhookSender, signature
@@ -188,7 +187,7 @@ def test_a_folder_belongs_to_one_world(small, receiver, tmp_path):
 
 
 def test_a_record_that_kafka_did_not_take_stops_the_round(small, receiver, tmp_path, monkeypatch):
-    monkeypatch.setattr(player_module, "FLUSH_SECONDS", 0.1)  # this topic never answers for what it lost
+    monkeypatch.setattr("simulator.player.FLUSH_SECONDS", 0.1)  # this topic never answers for what it lost
     topic = Topic()
     topic.lost = 3
     with make_player(small, tmp_path, receiver, topic) as player, pytest.raises(ProduceError, match="3 of"):
